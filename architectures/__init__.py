@@ -1,0 +1,1 @@
+"""Networks and their building blocks; depends on torch and dynamic-network-architectures only."""

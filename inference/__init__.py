@@ -1,0 +1,1 @@
+"""Joint prediction: nnU-Net's segmentation and the tumour's class in one pass."""

@@ -1,0 +1,67 @@
+"""Checkpoints without code: nnU-Net unpickles model files, and a pickle can run anything."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+# numpy scalars in the logging of stock checkpoints; nothing here can run code
+_NUMPY_SCALARS = [
+    np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)),
+]
+
+
+def load_checkpoint_safely(file: str | Path) -> dict[str, Any]:
+    """An nnU-Net checkpoint, read to the CPU with torch's weights-only loader.
+
+    Args:
+        file: written by one of our trainers or by stock nnU-Net.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated, not a checkpoint of nnU-Net, or with objects in it that only unrestricted unpickling
+            could restore.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"no checkpoint at {file}")
+    try:
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file} cannot be loaded without running code from it ({str(error).splitlines()[0]}); "
+            "it was not loaded. Train it again with this package, or convert it on a machine that you trust it on"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{file} is damaged or truncated ({str(error).splitlines()[0]}); copy it again, or choose another "
+            "checkpoint with -chk"
+        ) from error
+    missing = {"network_weights", "trainer_name", "init_args"} - set(checkpoint if isinstance(checkpoint, dict) else ())
+    if missing:
+        raise ValueError(f"{file} is no checkpoint of nnU-Net: it lacks {', '.join(sorted(missing))}")
+    return checkpoint
+
+
+def to_builtin(value: Any) -> Any:
+    """``value`` with numpy scalars and arrays replaced by Python numbers and lists, containers included.
+
+    Lists and dicts are changed in place and returned; what else there is stays as it is.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, list):
+        value[:] = [to_builtin(item) for item in value]
+    elif isinstance(value, dict):
+        for key in value:
+            value[key] = to_builtin(value[key])
+    elif type(value) is tuple:
+        return tuple(to_builtin(item) for item in value)
+    return value

@@ -1,0 +1,125 @@
+"""Class evidence of windows, mirrors and folds, and its aggregation to one verdict a case."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from architectures.classification_head import tumour_probability
+
+AggregationMode = Literal["weighted", "mean", "max"]
+AGGREGATION_MODES: tuple[AggregationMode, ...] = ("weighted", "mean", "max")
+
+WEIGHT_FLOOR = 0.01
+
+
+class ClassRecorder:
+    """Stands in for a multi-task network where nnU-Net calls it, and keeps the class logits that it would not see.
+
+    Args:
+        network: called with ``with_classes=True``.
+        sigmoid_segmentation: True where the segmentation heads are regions.
+
+    Attributes:
+        class_logits: one tensor (B, classes) a call.
+        tumour_weights: one tensor (B,) a call: the highest tumour probability within the patch.
+    """
+
+    def __init__(self, network: Callable[..., Any], sigmoid_segmentation: bool) -> None:
+        self._network = network
+        self._sigmoid_segmentation = sigmoid_segmentation
+        self.class_logits: list[torch.Tensor] = []
+        self.tumour_weights: list[torch.Tensor] = []
+
+    def __call__(self, patch: torch.Tensor) -> Any:
+        segmentation, class_logits = self._network(patch, with_classes=True)
+        full_resolution = segmentation[0] if isinstance(segmentation, (list, tuple)) else segmentation
+        self.class_logits.append(class_logits.float())
+        self.tumour_weights.append(tumour_probability(full_resolution, self._sigmoid_segmentation).flatten(1).amax(1))
+        return segmentation
+
+
+@dataclass(frozen=True)
+class FoldEvidence:
+    """What one set of weights says of a case.
+
+    Attributes:
+        probabilities: (windows, mirrors, classes), float32; softmax of each forward pass.
+        weights: (windows, mirrors), float32; the highest tumour probability that the pass predicts in its window.
+    """
+
+    probabilities: np.ndarray
+    weights: np.ndarray
+
+    @staticmethod
+    def from_records(records: Sequence[ClassRecorder]) -> "FoldEvidence":
+        """Evidence from one recorder a window, each with one call a mirror and a batch of one."""
+        logits = torch.stack([torch.cat(record.class_logits) for record in records])
+        weights = torch.stack([torch.cat(record.tumour_weights) for record in records])
+        return FoldEvidence(torch.softmax(logits.float(), -1).cpu().numpy(), weights.cpu().numpy())
+
+
+@dataclass(frozen=True)
+class ClassVerdict:
+    """Class probabilities of a case.
+
+    Attributes:
+        probabilities: (classes,), summing to one.
+        per_fold: (folds, classes).
+        fold_spread: (classes,), standard deviation over folds; NaN with one fold.
+        mirror_spread: (classes,), standard deviation over mirrors, folds averaged; NaN without mirroring.
+    """
+
+    probabilities: np.ndarray
+    per_fold: np.ndarray
+    fold_spread: np.ndarray
+    mirror_spread: np.ndarray
+
+
+def aggregate(folds: Sequence[FoldEvidence], mode: AggregationMode = "weighted") -> ClassVerdict:
+    """One verdict from all windows, mirrors and folds of a case.
+
+    Args:
+        folds: at least one.
+        mode: ``weighted``: mean of the probabilities, weighted with the predicted tumour probability (floor 0.01, so a
+            case without a tumour gets the plain mean); ``mean``: plain mean; ``max``: over windows the highest
+            probability of each class, renormalised, then the mean over mirrors and folds.
+
+    Raises:
+        ValueError: no fold, or an unknown mode.
+    """
+    if not folds:
+        raise ValueError("no evidence to aggregate: no fold was predicted")
+    per_mirror = np.stack([_per_mirror(fold, mode) for fold in folds])  # (folds, mirrors, classes)
+    mirror_weight = np.stack([_pass_weights(fold, mode).sum(0) for fold in folds])  # (folds, mirrors)
+    per_fold = (per_mirror * mirror_weight[..., None]).sum(1) / mirror_weight.sum(1)[:, None]  # (folds, classes)
+    fold_weight = mirror_weight.sum(1)
+    probabilities = (per_fold * fold_weight[:, None]).sum(0) / fold_weight.sum()
+    missing = np.full(probabilities.shape, np.nan)
+    return ClassVerdict(
+        probabilities=probabilities / probabilities.sum(),
+        per_fold=per_fold,
+        fold_spread=per_fold.std(0, ddof=1) if len(folds) > 1 else missing,
+        mirror_spread=per_mirror.mean(0).std(0, ddof=1) if per_mirror.shape[1] > 1 else missing,
+    )
+
+
+def _pass_weights(fold: FoldEvidence, mode: AggregationMode) -> np.ndarray:
+    """Weight of each forward pass, (windows, mirrors), in float64."""
+    if mode == "weighted":
+        return np.maximum(fold.weights.astype(np.float64), WEIGHT_FLOOR)
+    if mode in ("mean", "max"):
+        return np.ones(fold.weights.shape)
+    raise ValueError(f"unknown aggregation {mode!r}; choose one of {', '.join(AGGREGATION_MODES)}")
+
+
+def _per_mirror(fold: FoldEvidence, mode: AggregationMode) -> np.ndarray:
+    """Windows of each mirror aggregated, (mirrors, classes), in float64."""
+    probabilities = fold.probabilities.astype(np.float64)
+    if mode == "max":
+        highest = probabilities.max(0)
+        return highest / highest.sum(-1, keepdims=True)
+    weights = _pass_weights(fold, mode)[..., None]
+    return (probabilities * weights).sum(0) / weights.sum(0)

@@ -1,0 +1,277 @@
+"""Folder in, folder out: segmentation files as nnU-Net writes them, class results beside them."""
+
+import multiprocessing
+import os
+import re
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from tqdm import tqdm
+
+from dataset_conversion.atomic import write_json_atomic
+from dataset_conversion.cases import ClassSchema
+from inference.class_evidence import AggregationMode, ClassVerdict, aggregate
+from inference.joint_predictor import JointPredictor
+from inference.results import case_result, merge_case_results
+
+CLASSES_FOLDER = "classes"
+CLASSES_FILE = "classes.csv"
+
+
+@dataclass(frozen=True)
+class PredictedFolder:
+    """Outcome of a run.
+
+    Attributes:
+        predicted: cases that this run predicted.
+        skipped: cases that were there already.
+        failed: case → what is wrong with it.
+        listed: rows of ``classes.csv``, earlier and parallel runs included.
+    """
+
+    predicted: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    listed: int = 0
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What worker processes need to know of the model."""
+
+    plans_manager: PlansManager
+    configuration_manager: ConfigurationManager
+    dataset_json: dict
+    schema: ClassSchema
+
+
+def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Input files by case, and the cases whose files are not as they should be.
+
+    Args:
+        folder: files named ``CASE_0000<ending>``, ``CASE_0001<ending>``, …
+        file_ending: of the training data, such as ``.nii.gz``.
+        num_channels: that the model takes.
+
+    Raises:
+        FileNotFoundError: no such folder, or no such file in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"the input folder {folder} does not exist")
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(file_ending))
+    if not names:
+        raise FileNotFoundError(
+            f"{folder} holds no file *{file_ending}; the model was trained on files named CASE_0000{file_ending}"
+        )
+    channels: dict[str, dict[int, str]] = {}
+    failed: dict[str, str] = {}
+    for name in names:
+        match = re.fullmatch(r"(.+)_(\d{4})", name.removesuffix(file_ending))
+        if match is None:
+            failed[name] = f"{folder / name}: the name lacks the channel; rename it to CASE_0000{file_ending}"
+        else:
+            channels.setdefault(match[1], {})[int(match[2])] = str(folder / name)
+    cases = {}
+    for case, files in channels.items():
+        if sorted(files) == list(range(num_channels)):
+            cases[case] = [files[channel] for channel in sorted(files)]
+        else:
+            found = ", ".join(f"{channel:04d}" for channel in sorted(files))
+            failed[case] = (
+                f"{folder / case}_*{file_ending}: the model takes {num_channels} channel(s), 0000 to "
+                f"{num_channels - 1:04d}, found {found}; supply all of them and no others"
+            )
+    return cases, failed
+
+
+def predict_folder(
+    predictor: JointPredictor,
+    input_folder: str | os.PathLike[str],
+    output_folder: str | os.PathLike[str],
+    save_probabilities: bool = False,
+    continue_prediction: bool = False,
+    num_parts: int = 1,
+    part_id: int = 0,
+    num_workers: int = 0,
+    aggregation: AggregationMode = "weighted",
+    arguments: dict[str, Any] | None = None,
+    show_progress: bool = True,
+) -> PredictedFolder:
+    """Predict segmentation and class of every case in a folder.
+
+    A case is complete when its ``classes/<case>.json`` is there: it is written last, and everything before it under a
+    temporary name. A case that cannot be predicted does not stop the others.
+
+    Args:
+        predictor: initialised.
+        input_folder: see :func:`find_cases`.
+        output_folder: made if need be; gets ``<case><ending>``, ``classes/<case>.json`` and ``classes.csv``.
+        save_probabilities: also write ``<case>.npz`` and ``.pkl``, as nnU-Net does.
+        continue_prediction: leave complete cases alone.
+        num_parts: how many runs share the folder.
+        part_id: which of them this is, from 0.
+        num_workers: processes for reading, preprocessing and writing; 0 for threads of this process.
+        aggregation: see :func:`inference.class_evidence.aggregate`.
+        arguments: recorded in ``predict_from_raw_data_args.json``.
+        show_progress: a bar over the cases.
+
+    Raises:
+        FileNotFoundError: see :func:`find_cases`.
+        ValueError: input and output are one folder, or the output holds results of a model with other classes.
+        NotImplementedError: the model is the second stage of a cascade.
+    """
+    source, target = Path(input_folder), Path(output_folder)
+    if source.resolve() == target.resolve():
+        raise ValueError(f"input and output are the same folder, {source}; choose another output folder")
+    if predictor.configuration_manager.previous_stage_name is not None:
+        raise NotImplementedError("the second stage of a cascade needs a first; predict 3d_fullres or 2d instead")
+    model = _Model(
+        predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json, predictor.class_schema
+    )
+    ending = model.dataset_json["file_ending"]
+    num_channels = determine_num_input_channels(model.plans_manager, model.configuration_manager, model.dataset_json)
+    cases, failed = find_cases(source, ending, num_channels)
+    cases = dict(list(cases.items())[part_id::num_parts])
+    failed = dict(list(failed.items())[part_id::num_parts])
+
+    classes_folder = target / CLASSES_FOLDER
+    classes_folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(target / "dataset.json", model.dataset_json)
+    write_json_atomic(target / "plans.json", model.plans_manager.plans)
+    write_json_atomic(target / "predict_from_raw_data_args.json", arguments or {})
+    wanted_endings = [ending, ".npz"] if save_probabilities else [ending]
+
+    def is_complete(case: str) -> bool:
+        files = [classes_folder / f"{case}.json", *(target / f"{case}{suffix}" for suffix in wanted_endings)]
+        return all(file.is_file() for file in files)
+
+    skipped = [case for case in cases if continue_prediction and is_complete(case)]
+    todo = [case for case in cases if case not in set(skipped)]
+    for case in todo:  # what an earlier run said of it must not outlive this one
+        (classes_folder / f"{case}.json").unlink(missing_ok=True)
+    predicted: list[str] = []
+    with _executor(num_workers, len(todo)) as workers, tqdm(total=len(todo), disable=not show_progress) as bar:
+        ahead = deque((case, workers.submit(_preprocess, cases[case], model, num_channels)) for case in todo[:3])
+        upcoming = iter(todo[3:])
+        exports: deque[tuple[str, Future]] = deque()
+
+        def finish_oldest_export() -> None:
+            case, export = exports.popleft()
+            if (fault := _fault(export)) is None:
+                predicted.append(case)
+            else:
+                failed[case] = f"{target / case}{ending} could not be written: {fault}"
+            bar.update()
+
+        while ahead:
+            case, preprocessing = ahead.popleft()
+            if (following := next(upcoming, None)) is not None:
+                ahead.append((following, workers.submit(_preprocess, cases[following], model, num_channels)))
+            if (fault := _fault(preprocessing)) is not None:
+                failed[case] = fault
+                bar.update()
+                continue
+            data, properties = preprocessing.result()
+            logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu().numpy()
+            verdict = aggregate(predictor.evidence, aggregation)
+            if len(exports) > num_workers + 1:  # results must not pile up in memory
+                finish_oldest_export()
+            exports.append(
+                (case, workers.submit(_export, logits, properties, model, target, case, verdict, save_probabilities))
+            )
+        while exports:
+            finish_oldest_export()
+    listed = merge_case_results(classes_folder, target / CLASSES_FILE, model.schema)
+    return PredictedFolder(predicted, skipped, failed, listed)
+
+
+def _executor(num_workers: int, num_cases: int) -> Executor:
+    if num_workers == 0:
+        return ThreadPoolExecutor(1)
+    # spawn, as everywhere in nnU-Net: a forked process inherits torch's locks
+    return ProcessPoolExecutor(max(1, min(num_workers, num_cases)), multiprocessing.get_context("spawn"))
+
+
+def _fault(future: Future) -> str | None:
+    """What went wrong in a worker, in words; None if nothing did.
+
+    Raises:
+        MemoryError: the worker process was killed.
+    """
+    try:
+        error = future.exception()
+    except BrokenProcessPool as broken:
+        error = broken
+    if error is None:
+        return None
+    if isinstance(error, BrokenProcessPool):
+        raise MemoryError("a worker process was killed, most likely for memory; use fewer with -npp") from error
+    return str(error) or type(error).__name__
+
+
+def _preprocess(files: Sequence[str], model: _Model, num_channels: int) -> tuple[np.ndarray, dict]:
+    """nnU-Net's preprocessing of one case; (C, Z, Y, X) float32.
+
+    Raises:
+        ValueError: the images cannot be read, or are not what the model takes.
+    """
+    preprocessor = model.configuration_manager.preprocessor_class(verbose=False)
+    try:
+        data, _, properties = preprocessor.run_case(
+            list(files), None, model.plans_manager, model.configuration_manager, model.dataset_json
+        )
+    except Exception as error:  # the readers and nnU-Net raise whatever they like, bare assertions included
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{', '.join(files)}: cannot be read or preprocessed ({reason[-1]}); check the file") from error
+    if data.shape[0] != num_channels:
+        raise ValueError(
+            f"{', '.join(files)}: {data.shape[0]} channels, but the model takes {num_channels}; convert the image as "
+            "the training data was converted"
+        )
+    if not np.isfinite(data).all():
+        raise ValueError(f"{', '.join(files)}: NaN or infinite intensities; repair the image")
+    return np.ascontiguousarray(data, dtype=np.float32), properties
+
+
+def _export(
+    logits: np.ndarray,
+    properties: dict,
+    model: _Model,
+    target: Path,
+    case: str,
+    verdict: ClassVerdict,
+    save_probabilities: bool,
+) -> None:
+    """Write all files of a case; its JSON comes last and says that the case is complete."""
+    ending = model.dataset_json["file_ending"]
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target))
+    try:
+        export_prediction_from_logits(
+            logits,
+            properties,
+            model.configuration_manager,
+            model.plans_manager,
+            model.dataset_json,
+            str(partial / case),
+            save_probabilities,
+            num_threads_torch=torch.get_num_threads(),
+        )
+        reader_writer = model.plans_manager.image_reader_writer_class()
+        result = case_result(case, verdict, model.schema, partial / f"{case}{ending}", reader_writer)
+        for file in partial.iterdir():
+            os.replace(file, target / file.name)
+        write_json_atomic(target / CLASSES_FOLDER / f"{case}.json", result)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,129 @@
+"""What is written of a case's class: one JSON a case, and one table."""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+
+from dataset_conversion.atomic import atomic_path
+from dataset_conversion.cases import ClassSchema
+from inference.class_evidence import ClassVerdict
+
+
+def case_result(
+    case: str,
+    verdict: ClassVerdict,
+    schema: ClassSchema,
+    segmentation_file: Path,
+    reader_writer: BaseReaderWriter,
+) -> dict[str, Any]:
+    """What is known of a predicted case, ready for JSON.
+
+    Args:
+        case: identifier.
+        verdict: aggregated class evidence.
+        schema: class names, in the order of the verdict.
+        segmentation_file: the predicted segmentation, already written.
+        reader_writer: nnU-Net's, for that file.
+
+    Returns:
+        ``case``, ``predicted_class``, ``confidence``, ``probabilities``, ``per_fold``, ``fold_spread`` and
+        ``mirror_spread`` (standard deviations; None where there is one fold or no mirroring), ``tumour_volume`` and
+        ``volume_unit``.
+    """
+
+    def by_class(values: np.ndarray) -> dict[str, float | None]:
+        return {
+            name: None if np.isnan(value) else float(value)
+            for name, value in zip(schema.class_names, values, strict=True)
+        }
+
+    volume, unit = tumour_volume(segmentation_file, reader_writer)
+    winner = int(verdict.probabilities.argmax())
+    return {
+        "case": case,
+        "predicted_class": schema.class_names[winner],
+        "confidence": float(verdict.probabilities[winner]),
+        "probabilities": by_class(verdict.probabilities),
+        "per_fold": [by_class(fold) for fold in verdict.per_fold],
+        "fold_spread": by_class(verdict.fold_spread),
+        "mirror_spread": by_class(verdict.mirror_spread),
+        "tumour_volume": volume,
+        "volume_unit": unit,
+    }
+
+
+def tumour_volume(segmentation_file: Path, reader_writer: BaseReaderWriter) -> tuple[float, str]:
+    """Size of the foreground in a segmentation file, and its unit.
+
+    Returns:
+        mm3 for volumes, mm2 for single slices with a spacing, px for images without one.
+    """
+    segmentation, properties = reader_writer.read_seg(str(segmentation_file))
+    voxels = int(np.count_nonzero(segmentation))
+    if isinstance(reader_writer, NaturalImage2DIO):
+        return float(voxels), "px"
+    spacing = properties["spacing"]
+    if segmentation.shape[1] == 1:  # (1, Z, Y, X); the first spacing of a 2-D file is nnU-Net's placeholder
+        return voxels * float(np.prod(spacing[1:])), "mm2"
+    return voxels * float(np.prod(spacing)), "mm3"
+
+
+def write_classes_csv(file: Path, results: Iterable[Mapping[str, Any]], schema: ClassSchema, **columns: Any) -> None:
+    """One row a case, sorted: ``case, predicted_class, confidence, probability_<class> …, tumour_volume, volume_unit``.
+
+    Args:
+        file: replaced as a whole.
+        results: as of :func:`case_result`.
+        schema: class names.
+        **columns: additional columns behind ``case``: name = mapping from case to value.
+    """
+    header = ["case", *columns, "predicted_class", "confidence"]
+    header += [f"probability_{name}" for name in schema.class_names]
+    header += ["tumour_volume", "volume_unit"]
+    with atomic_path(file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        for result in sorted(results, key=lambda result: result["case"]):
+            writer.writerow(
+                [
+                    result["case"],
+                    *(values.get(result["case"], "") for values in columns.values()),
+                    result["predicted_class"],
+                    f"{result['confidence']:.6f}",
+                    *(f"{result['probabilities'][name]:.6f}" for name in schema.class_names),
+                    f"{result['tumour_volume']:.3f}",
+                    result["volume_unit"],
+                ]
+            )
+
+
+def merge_case_results(classes_folder: Path, file: Path, schema: ClassSchema) -> int:
+    """Gather all ``<case>.json`` of a folder in one table; parallel and continued runs so compose.
+
+    Returns:
+        The number of cases.
+
+    Raises:
+        ValueError: a file that is no result of a model with these classes.
+    """
+    results = []
+    for case_file in sorted(classes_folder.glob("*.json")):
+        try:
+            result = json.loads(case_file.read_text())
+            matches = set(result["probabilities"]) == set(schema.class_names)
+        except (json.JSONDecodeError, KeyError, TypeError):
+            matches = False
+        if not matches:
+            raise ValueError(
+                f"{case_file} is no result of a model with the classes {', '.join(schema.class_names)}; predict into "
+                "another folder, or delete it"
+            )
+        results.append(result)
+    write_classes_csv(file, results, schema)
+    return len(results)

@@ -1,0 +1,1 @@
+"""nnU-Net trainers that segment the tumour and classify its type."""

@@ -1,0 +1,92 @@
+"""Batches that depend on (seed, epoch, index) alone.
+
+nnU-Net's augmenters run ahead in processes with random states of their own and deliver in the order of arrival, so two
+runs never see the same batches and a resumed run cannot go on where it stopped. Here every batch seeds the random
+generators itself, and torch's loader delivers in order, whatever the number of workers.
+"""
+
+import random
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+def seed_everything(*entropy: int) -> None:
+    """Seed Python, numpy and torch from several integers at once."""
+    python_seed, numpy_seed, torch_seed = np.random.SeedSequence(entropy).generate_state(3)
+    random.seed(int(python_seed))
+    np.random.seed(int(numpy_seed))
+    torch.manual_seed(int(torch_seed))
+
+
+class _SeededBatches(Dataset):
+    """Batch of (epoch, index); ``loader`` is one of nnU-Net's."""
+
+    def __init__(self, loader: Any, seed: int, stream: int) -> None:
+        self.loader = loader
+        self.seed = seed
+        self.stream = stream
+
+    def __getitem__(self, position: tuple[int, int]) -> dict:
+        seed_everything(self.seed, self.stream, *position)
+        return self.loader.generate_train_batch()
+
+
+class _Positions(Sampler):
+    """(epoch, index) of every batch from ``first_epoch`` on, without end."""
+
+    def __init__(self, first_epoch: int, batches_per_epoch: int) -> None:
+        self.first_epoch = first_epoch
+        self.batches_per_epoch = batches_per_epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for epoch in count(self.first_epoch):
+            for index in range(self.batches_per_epoch):
+                yield epoch, index
+
+
+def seeded_batches(
+    loader: Any,
+    seed: int,
+    stream: int,
+    first_epoch: int,
+    batches_per_epoch: int,
+    num_processes: int,
+    pin_memory: bool,
+) -> Iterator[dict]:
+    """Endless batches, in order.
+
+    Args:
+        loader: nnU-Net's ``nnUNetDataLoader``, with its transforms.
+        seed: of the run.
+        stream: tells training from validation.
+        first_epoch: where to begin.
+        batches_per_epoch: batches that an epoch takes.
+        num_processes: workers; 0 for none.
+        pin_memory: for CUDA.
+    """
+    for transform in _all_transforms(loader.transforms):
+        if isinstance(transform, GaussianBlurTransform):
+            transform.benchmark = False  # it chooses between two implementations by a stopwatch
+    return iter(
+        DataLoader(
+            _SeededBatches(loader, seed, stream),
+            batch_size=None,
+            sampler=_Positions(first_epoch, batches_per_epoch),
+            num_workers=num_processes,
+            pin_memory=pin_memory,
+        )
+    )
+
+
+def _all_transforms(transform: Any) -> Iterator[Any]:
+    """``transform`` and what it wraps: compositions keep ``transforms``, random application keeps ``transform``."""
+    yield transform
+    for child in getattr(transform, "transforms", None) or [getattr(transform, "transform", None)]:
+        if child is not None:
+            yield from _all_transforms(child)
