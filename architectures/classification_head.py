@@ -45,7 +45,7 @@ class TumourWeightedClassificationHead(nn.Module):
         conv_op: ``nn.Conv2d`` or ``nn.Conv3d``.
         features_per_stage: channels of all encoder stages, highest resolution first.
         num_tumour_classes: number of tumour types.
-        num_stages: how many of the deepest stages are read.
+        num_stages: how many of the deepest stages are read; never the first of several, at full resolution.
         projected_features: channels that each stage is projected to before pooling.
         hidden_features: width of the MLP.
         dropout: dropout rate before each linear layer.
@@ -69,7 +69,7 @@ class TumourWeightedClassificationHead(nn.Module):
         super().__init__()
         if num_tumour_classes < 2:
             raise ValueError(f"a classifier needs two classes at least, got {num_tumour_classes}")
-        self.num_stages = min(num_stages, len(features_per_stage))
+        self.num_stages = max(1, min(num_stages, len(features_per_stage) - 1))
         self.projected_features = projected_features
         self.sigmoid_segmentation = sigmoid_segmentation
         self.background_weight = background_weight

@@ -1,6 +1,7 @@
 """Checkpoints without code: nnU-Net unpickles model files, and a pickle can run anything."""
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,15 @@ def load_checkpoint_safely(file: str | Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, IndexError) as error:
+        code = re.search(r"unsupported global:? (?:GLOBAL )?(\S+)", str(error), re.IGNORECASE)
+        if code is not None:
+            raise ValueError(
+                f"{file} would run code when it is loaded ({code[1]}), so it was not loaded; nnU-Net's and this "
+                "package's own checkpoints do not. Get the model from somebody you trust"
+            ) from error
         raise ValueError(
-            f"{file} cannot be loaded without running code from it ({str(error).splitlines()[0]}); "
-            "it was not loaded. Train it again with this package, or convert it on a machine that you trust it on"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{file} is damaged or truncated ({str(error).splitlines()[0]}); copy it again, or choose another "
-            "checkpoint with -chk"
+            f"{file} is damaged or truncated, or no checkpoint at all; copy it again, or choose another with -chk"
         ) from error
     missing = {"network_weights", "trainer_name", "init_args"} - set(checkpoint if isinstance(checkpoint, dict) else ())
     if missing:

@@ -1,0 +1,6 @@
+"""What all braintum commands share: the link to nnU-Net, version checks, and how errors reach the user.
+
+A leaf: it imports none of the other packages, except by name when nnU-Net looks for their classes.
+"""
+
+__version__ = "0.1.0"

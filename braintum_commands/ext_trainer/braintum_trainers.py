@@ -1,0 +1,10 @@
+# Written by braintum_register; removed by: braintum_register --undo
+"""Makes braintum's trainers visible to nnU-Net, which looks for classes only in modules on disk."""
+
+try:
+    from braintum_commands.lookup import classes
+except ModuleNotFoundError as error:  # braintum was uninstalled: nnU-Net goes on without it
+    if (error.name or "").partition(".")[0] != "braintum_commands":
+        raise
+else:
+    globals().update(classes("trainers"))

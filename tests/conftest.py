@@ -1,0 +1,78 @@
+"""Fixtures that several test modules share."""
+
+import configparser
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from braintum_commands import registration
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class NnunetFolders:
+    """nnU-Net's three folders."""
+
+    raw: Path
+    preprocessed: Path
+    results: Path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def registered_with_nnunet() -> None:
+    """nnU-Net of the interpreter that runs the tests finds our classes, also in workers and commands it starts."""
+    inherited = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *([inherited] if inherited else [])])
+    registration.register()
+
+
+@pytest.fixture
+def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NnunetFolders:
+    """Empty nnU-Net folders, which its environment variables point to; one worker process everywhere."""
+    folders = NnunetFolders(tmp_path / "nnUNet_raw", tmp_path / "nnUNet_preprocessed", tmp_path / "nnUNet_results")
+    for folder in (folders.raw, folders.preprocessed, folders.results):
+        folder.mkdir()
+        monkeypatch.setenv(folder.name, str(folder))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    return folders
+
+
+@pytest.fixture(scope="session")
+def setup_cfg() -> configparser.ConfigParser:
+    """The package's metadata."""
+    parser = configparser.ConfigParser()
+    parser.read(REPOSITORY / "setup.cfg")
+    return parser
+
+
+@pytest.fixture(scope="session")
+def braintum_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout as git would give it, so that building leaves nothing behind in the checkout."""
+    target = tmp_path_factory.mktemp("source") / "braintum"
+    skip = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "demo_output", "nnUNet_*")
+    shutil.copytree(REPOSITORY, target, ignore=skip)
+    return target
+
+
+@pytest.fixture(scope="session")
+def braintum_wheel(braintum_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout."""
+    return build_wheel(braintum_source, tmp_path_factory.mktemp("braintum_wheel"))
+
+
+def build_wheel(source: Path, target: Path) -> Path:
+    """Build a wheel with the setuptools of the interpreter that runs the tests; needs no network."""
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(target), str(source)]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    if finished.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{finished.stdout}\n{finished.stderr}")
+    (wheel,) = target.glob("*.whl")
+    return wheel

@@ -1,0 +1,67 @@
+"""Aggregation of class evidence, against values computed by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from inference.class_evidence import ClassRecorder, FoldEvidence, aggregate
+
+
+def fold(probabilities: list, weights: list) -> FoldEvidence:
+    return FoldEvidence(np.array(probabilities, np.float32), np.array(weights, np.float32))
+
+
+# two windows, one mirror, two classes
+TWO_WINDOWS = fold([[[0.9, 0.1]], [[0.2, 0.8]]], [[0.5], [0.0]])
+
+
+def test_weighted_by_tumour_probability_with_floor() -> None:
+    expected = (0.5 * 0.9 + 0.01 * 0.2) / 0.51
+    verdict = aggregate([TWO_WINDOWS])
+    assert verdict.probabilities == pytest.approx([expected, 1 - expected])
+
+
+def test_case_without_tumour_gets_the_plain_mean() -> None:
+    verdict = aggregate([fold([[[0.9, 0.1]], [[0.2, 0.8]]], [[0.0], [0.0]])])
+    assert verdict.probabilities == pytest.approx([0.55, 0.45])
+
+
+def test_mean_and_max() -> None:
+    assert aggregate([TWO_WINDOWS], "mean").probabilities == pytest.approx([0.55, 0.45])
+    assert aggregate([TWO_WINDOWS], "max").probabilities == pytest.approx([0.9 / 1.7, 0.8 / 1.7])
+
+
+def test_mirrors_and_folds_are_averaged_after_softmax_and_their_spread_is_told() -> None:
+    first = fold([[[0.8, 0.2], [0.6, 0.4]]], [[1.0, 1.0]])
+    second = fold([[[0.4, 0.6], [0.2, 0.8]]], [[1.0, 1.0]])
+    verdict = aggregate([first, second])
+    assert verdict.per_fold == pytest.approx(np.array([[0.7, 0.3], [0.3, 0.7]]))
+    assert verdict.probabilities == pytest.approx([0.5, 0.5])
+    assert verdict.fold_spread == pytest.approx([np.std([0.7, 0.3], ddof=1)] * 2)
+    assert verdict.mirror_spread == pytest.approx([np.std([0.6, 0.4], ddof=1)] * 2)
+
+
+def test_spread_of_a_single_pass_is_undefined() -> None:
+    verdict = aggregate([fold([[[0.8, 0.2]]], [[1.0]])])
+    assert np.isnan(verdict.fold_spread).all() and np.isnan(verdict.mirror_spread).all()
+
+
+def test_no_evidence_and_unknown_mode_are_refused() -> None:
+    with pytest.raises(ValueError, match="no fold"):
+        aggregate([])
+    with pytest.raises(ValueError, match="unknown aggregation 'median'.*weighted"):
+        aggregate([TWO_WINDOWS], "median")  # type: ignore[arg-type]
+
+
+def test_recorder_returns_the_segmentation_and_keeps_the_rest() -> None:
+    segmentation, class_logits = torch.tensor([[[0.0, 0.0]], [[-9.0, 2.0]]])[None], torch.tensor([[1.0, 0.0]])
+
+    def network(patch: torch.Tensor, with_classes: bool) -> tuple:
+        assert with_classes
+        return [segmentation, segmentation[..., :1]], class_logits
+
+    recorder = ClassRecorder(network, sigmoid_segmentation=False)
+    assert recorder(torch.zeros(1))[0] is segmentation
+    evidence = FoldEvidence.from_records([recorder])
+    assert evidence.weights == pytest.approx(np.array([[1 / (1 + np.exp(-2))]]))
+    assert evidence.probabilities == pytest.approx(np.array([[[np.e / (np.e + 1), 1 / (np.e + 1)]]]))
