@@ -8,12 +8,12 @@ the mask.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
 from torch import nn
 from torch.nn import functional
-from torch.nn.modules.conv import _ConvNd
 
 _ADAPTIVE_AVERAGE_POOL = {2: functional.adaptive_avg_pool2d, 3: functional.adaptive_avg_pool3d}
 
@@ -56,7 +56,7 @@ class TumourWeightedClassificationHead(nn.Module):
 
     def __init__(
         self,
-        conv_op: type[_ConvNd],
+        conv_op: Any,
         features_per_stage: Sequence[int],
         num_tumour_classes: int,
         num_stages: int = 4,
@@ -75,7 +75,7 @@ class TumourWeightedClassificationHead(nn.Module):
         self.background_weight = background_weight
         self._adaptive_average_pool = _ADAPTIVE_AVERAGE_POOL[convert_conv_op_to_dim(conv_op)]
         pooled_features = 2 * self.num_stages * projected_features
-        self.seg_layers = nn.ModuleDict(
+        self.seg_layers: Any = nn.ModuleDict(
             {
                 "project": nn.ModuleList(
                     nn.Sequential(
@@ -110,7 +110,9 @@ class TumourWeightedClassificationHead(nn.Module):
         pooled = []
         for features, project in zip(skips[-self.num_stages :], self.seg_layers["project"], strict=True):
             projected = project(features).float()
-            tumour = self._adaptive_average_pool(tumour, projected.shape[2:])  # from stage to stage, so that it is cheap
+            tumour = self._adaptive_average_pool(
+                tumour, projected.shape[2:]
+            )  # from stage to stage, so that it is cheap
             weight = (tumour + self.background_weight).flatten(2)  # (B, 1, N)
             projected = projected.flatten(2)  # (B, F, N)
             pooled.append((projected * weight).sum(2) / weight.sum(2))

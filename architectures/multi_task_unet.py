@@ -22,14 +22,14 @@ class _MultiTaskMixin(nn.Module):
         **topology: what the stock network takes: ``input_channels``, ``num_classes``, ``deep_supervision``, strides, …
     """
 
-    encoder: nn.Module
-    decoder: nn.Module
+    encoder: Any
+    decoder: Any
 
     def __init__(self, *, num_tumour_classes: int, sigmoid_segmentation: bool = False, **topology: Any) -> None:
         super().__init__(**topology)
         self.classification_head = TumourWeightedClassificationHead(
-            self.encoder.conv_op,  # type: ignore[arg-type]
-            self.encoder.output_channels,  # type: ignore[arg-type]
+            self.encoder.conv_op,
+            self.encoder.output_channels,
             num_tumour_classes,
             sigmoid_segmentation=sigmoid_segmentation,
         )
@@ -42,8 +42,8 @@ class _MultiTaskMixin(nn.Module):
             with_classes: also return class logits.
 
         Returns:
-            The segmentation as nnU-Net expects it, a tensor or (deep supervision) a list, highest resolution first; with
-            ``with_classes`` a pair of it and class logits (B, num_tumour_classes).
+            The segmentation as nnU-Net expects it, a tensor or (deep supervision) a list, highest resolution first;
+            with ``with_classes`` a pair of it and class logits (B, num_tumour_classes).
         """
         skips = self.encoder(x)
         segmentation = self.decoder(skips)
@@ -56,7 +56,7 @@ class _MultiTaskMixin(nn.Module):
         """nnU-Net's memory estimate for a patch of ``input_size``, with the head counted."""
         stage_sizes = []
         size = list(input_size)
-        for stride in self.encoder.strides:  # type: ignore[union-attr]
+        for stride in self.encoder.strides:
             size = [edge // step for edge, step in zip(size, stride, strict=True)]
             stage_sizes.append(tuple(size))
         segmentation = super().compute_conv_feature_map_size(input_size)  # type: ignore[misc]

@@ -30,12 +30,13 @@ class BrainTumFingerprintExtractor(DatasetFingerprintExtractor):
         fingerprint = super().run(overwrite_existing)
         if schema is not None and cases is not None:
             training = [cases[name] for name in self.dataset if name in cases]
-            patients = {name: {case.patient for case in training if case.tumour_class == name} for name in ("", *schema.class_names)}
+            patients = {
+                name: {case.patient for case in training if case.tumour_class == name}
+                for name in ("", *schema.class_names)
+            }
             counts = Counter(case.tumour_class for case in training)
             fingerprint["classification"] = {
                 name or "unknown": {"cases": counts[name], "patients": len(patients[name] - {""})} for name in patients
             }
-            write_json_atomic(
-                Path(nnUNet_preprocessed) / self.dataset_name / "dataset_fingerprint.json", fingerprint
-            )
+            write_json_atomic(Path(nnUNet_preprocessed) / self.dataset_name / "dataset_fingerprint.json", fingerprint)
         return fingerprint

@@ -66,6 +66,10 @@ class BrainTumPlanner(ResEncUNetPlanner):
         ValueError: bad class schema or target spacing, changed splits, or plans of another planner in the way.
     """
 
+    # set by nnU-Net's untyped base
+    overwrite_target_spacing: Any
+    max_dataset_covered: float
+
     preset = PlannerPreset()
 
     def __init__(

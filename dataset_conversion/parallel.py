@@ -3,10 +3,12 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import NoReturn, TypeVar
 
 from tqdm import tqdm
 
@@ -14,6 +16,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_CHUNK = 16
+POLL_SECONDS = 0.2
 
 
 def default_processes() -> int:
@@ -45,27 +48,79 @@ def run_cases(
         raise ValueError(f"the number of processes has to be at least 1, not {n_processes}")
     # a worker takes about a second to start: not worth it for a handful of cases
     n_processes = min(n_processes, (len(items) + 3) // 4)
-    if n_processes <= 1:
-        return list(_with_progress(map(function, items), len(items), description))
+    with tqdm(total=len(items), desc=description, unit="case") as progress:
+        if n_processes > 1:
+            return _run_in_pool(function, items, n_processes, progress)
+        results = []
+        for item in items:
+            results.append(function(item))
+            progress.update()
+        return results
+
+
+def _run_in_pool(
+    function: Callable[[Item], Result], items: Sequence[Item], n_processes: int, progress: "tqdm[NoReturn]"
+) -> list[Result]:
+    length = max(1, min(MAX_CHUNK, len(items) // (4 * n_processes)))
+    chunks = [items[start : start + length] for start in range(0, len(items), length)]
     # "spawn": ITK and HDF5 hold threads and locks that do not survive a fork
     executor = ProcessPoolExecutor(
-        n_processes, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_interrupt
+        n_processes, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare_worker
     )
-    chunk = max(1, min(MAX_CHUNK, len(items) // (4 * n_processes)))
+    with _deferred_interrupt() as interrupted:
+        try:
+            futures = [executor.submit(_run_chunk, function, chunk) for chunk in chunks]
+            pending = set(futures)
+            while pending:
+                done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+                progress.update(sum(len(future.result()) for future in done))
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
+            return [result for future in futures for result in future.result()]
+        except BrokenProcessPool as error:
+            if interrupted.is_set():
+                raise KeyboardInterrupt from error
+            raise OSError(
+                "a worker process was killed, most likely because the memory ran out; repeat with fewer processes "
+                "(-np 1)"
+            ) from error
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _run_chunk(function: Callable[[Item], Result], chunk: Sequence[Item]) -> list[Result]:
+    return [function(item) for item in chunk]
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """Notes Ctrl-C in an event within the block, instead of raising KeyboardInterrupt wherever the program is.
+
+    Raised within the pool's own code, it can leave the pool waiting for ever for workers that nobody stops.
+    """
+    interrupted = threading.Event()
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield interrupted  # somebody else handles the signal, or ignores it
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: interrupted.set())
     try:
-        return list(_with_progress(executor.map(function, items, chunksize=chunk), len(items), description))
-    except BrokenProcessPool as error:
-        raise OSError(
-            "a worker process was killed, most likely because the memory ran out; repeat with fewer processes (-np 1)"
-        ) from error
+        yield interrupted
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _with_progress(results: Iterable[Result], total: int, description: str) -> Iterable[Result]:
-    return tqdm(results, total=total, desc=description, unit="case")
-
-
-def _ignore_interrupt() -> None:
+def _prepare_worker() -> None:
     # Ctrl-C reaches the whole process group: the parent cancels, the workers finish what they have begun
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # a worker would wait for work for ever after its parent was killed
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -144,7 +144,9 @@ def _print_results(raw: Path, predictions: Path, out: Path) -> None:
     from evaluation.held_out import evaluate_held_out, format_table
 
     dataset_json = json.loads((raw / "dataset.json").read_text())
-    result = evaluate_held_out(predictions, raw / "labelsTr", read_cases(raw / "cases.csv"), dataset_json, SimpleITKIO())
+    result = evaluate_held_out(
+        predictions, raw / "labelsTr", read_cases(raw / "cases.csv"), dataset_json, SimpleITKIO()
+    )
     _step("held-out cases; one row a true class, on the right what they were predicted as")
     print(format_table(result))
     model = next((out / "nnUNet_results").glob("*/*"))

@@ -106,7 +106,7 @@ def format_table(result: HeldOutResult) -> str:
             [
                 name,
                 str(figures["num_cases"]),
-                _figure(np.nanmean(dice) if np.isfinite(dice).any() else None),
+                _figure(float(np.nanmean(dice)) if np.isfinite(dice).any() else None),
                 *(_figure(figures[key]) for key in ("sensitivity", "precision", "f1")),
                 *(str(count) for count in confusion),
             ]

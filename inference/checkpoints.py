@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 # numpy scalars in the logging of stock checkpoints; nothing here can run code
-_NUMPY_SCALARS = [
-    np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar,
+_NUMPY_SCALARS: list[Any] = [
+    np.float64(0).__reduce__()[0],  # numpy's scalar constructor, whose module differs between versions
     np.dtype,
     *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)),
 ]

@@ -112,7 +112,9 @@ def predict(argv: list[str] | None = None) -> int:
         show_progress=not args.disable_progress_bar,
     )
     skipped = f", {len(outcome.skipped)} were there already" if outcome.skipped else ""
-    print(f"{len(outcome.predicted)} cases predicted{skipped}; {outcome.listed} listed in {Path(args.o) / CLASSES_FILE}")
+    print(
+        f"{len(outcome.predicted)} cases predicted{skipped}; {outcome.listed} listed in {Path(args.o) / CLASSES_FILE}"
+    )
     for case, fault in outcome.failed.items():
         print(f"not predicted: {case}: {fault}", file=sys.stderr)
     return EXIT_SOME_CASES_FAILED if outcome.failed else 0

@@ -28,6 +28,8 @@ class JointPredictor(nnUNetPredictor):
             :meth:`predict_logits_from_preprocessed_data`.
     """
 
+    network: Any  # set by nnU-Net's untyped base
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.evidence: list[FoldEvidence] = []

@@ -234,7 +234,9 @@ def _preprocess(files: Sequence[str], model: _Model, num_channels: int) -> tuple
         )
     except Exception as error:  # the readers and nnU-Net raise whatever they like, bare assertions included
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{', '.join(files)}: cannot be read or preprocessed ({reason[-1]}); check the file") from error
+        raise ValueError(
+            f"{', '.join(files)}: cannot be read or preprocessed ({reason[-1]}); check the file"
+        ) from error
     if data.shape[0] != num_channels:
         raise ValueError(
             f"{', '.join(files)}: {data.shape[0]} channels, but the model takes {num_channels}; convert the image as "

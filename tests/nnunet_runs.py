@@ -56,12 +56,16 @@ def write_dataset(
         if tumour_class != "no_tumor":
             edge = 10 if tumour_class == "glioma" else 5
             corner = [int(random.integers(1, size - min(edge, size // 2) - 1)) for size in shape]
-            mask[tuple(slice(start, start + min(edge, size // 2)) for start, size in zip(corner, shape, strict=True))] = 1
+            mask[
+                tuple(slice(start, start + min(edge, size // 2)) for start, size in zip(corner, shape, strict=True))
+            ] = 1
         image[mask == 1] += 80
         if number in maskless:
             mask[...] = labels["ignore"]
         case = f"case_{number:02d}"
-        _write_image(folder / "imagesTr" / f"{case}_0000{file_ending}", np.clip(image, 1, 255).astype(np.uint8), spacing)
+        _write_image(
+            folder / "imagesTr" / f"{case}_0000{file_ending}", np.clip(image, 1, 255).astype(np.uint8), spacing
+        )
         _write_image(folder / "labelsTr" / f"{case}{file_ending}", mask, spacing)
         cases.append(Case(case, "" if number in classless else tumour_class, patient=f"P{number:02d}"))
     names = [case.case for case in cases]
@@ -77,7 +81,9 @@ def write_dataset(
         "classification": {"class_names": list(CLASS_NAMES), "negative_class": "no_tumor"},
     }
     if any(isinstance(value, list) for value in labels.values()):
-        dataset_json["regions_class_order"] = list(range(1, sum(name not in ("background", "ignore") for name in labels) + 1))
+        dataset_json["regions_class_order"] = list(
+            range(1, sum(name not in ("background", "ignore") for name in labels) + 1)
+        )
     (folder / "dataset.json").write_text(json.dumps(dataset_json))
     return folder
 

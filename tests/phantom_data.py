@@ -1,13 +1,16 @@
 """Tiny data sets in the sources' original layouts, shared by several test files."""
 
 import hashlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import pytest
 
+from dataset_conversion import figshare
 from dataset_conversion.phantoms import write_cvind, write_mat
 
 
@@ -54,6 +57,11 @@ def digest(folder: Path) -> dict[str, str]:
     }
 
 
+def _remove_label_and_pid(path: Path) -> None:
+    change(path, "label", None)
+    change(path, "PID", None)
+
+
 def _nan_image(path: Path) -> None:
     image = blob_slice(1)[0].astype(float)
     image[3, 3] = np.nan
@@ -69,7 +77,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "version 5": (lambda path: path.write_bytes(b"MATLAB 5.0 MAT-file".ljust(2000)), "not a complete MATLAB"),
     "no struct": (lambda path: write_cvind(path, [1]), "has no struct cjdata"),
     "missing fields": (
-        lambda path: (change(path, "label", None), change(path, "PID", None)),
+        _remove_label_and_pid,
         "cjdata has no field PID, label",
     ),
     "label 4": (lambda path: change(path, "label", np.array([[4.0]])), "label is 4, not 1, 2 or 3"),
@@ -85,3 +93,27 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty mask": (lambda path: change(path, "tumorMask", np.zeros((64, 64), np.uint8)), "tumorMask is empty"),
 }
 """Name of a fault -> what brings it into an `N.mat`, and words of the message about it."""
+
+
+def interrupt_after(
+    monkeypatch: pytest.MonkeyPatch, n_slices: int, error: type[BaseException] | BaseException = KeyboardInterrupt
+) -> list[str]:
+    """Makes the conversion stop within the write of a slice: its image is written, its label map is not."""
+    write = figshare.sitk.WriteImage
+    calls: list[str] = []
+
+    def write_or_stop(image: Any, path: str, **options: Any) -> None:
+        calls.append(path)
+        if len(calls) > 2 * n_slices + 1:
+            Path(path).write_bytes(b"half")
+            raise error
+        write(image, path, **options)
+
+    monkeypatch.setattr(figshare.sitk, "WriteImage", write_or_stop)
+    return calls
+
+
+def slow_case(number: int) -> int:
+    """Stands for the work on one case, in a worker process."""
+    time.sleep(0.02)
+    return number

@@ -1,4 +1,4 @@
-"""cases.csv, the class schema, and atomic writing."""
+"""cases.csv, the class schema, the summary table, and atomic writing."""
 
 import json
 
@@ -6,6 +6,7 @@ import pytest
 
 from dataset_conversion.atomic import atomic_path, remove_partial_files, write_json_atomic
 from dataset_conversion.cases import COLUMNS, Case, ClassSchema, find_cases_file, read_cases, write_cases
+from dataset_conversion.summary import CaseReport, summary_table
 
 HEADER = "case,class,patient,group,split,plane,spacing,source\n"
 CASES = [
@@ -144,3 +145,18 @@ def test_partial_files_of_a_killed_process_are_removed(tmp_path):
     (tmp_path / "a.nii.gz").touch()
     remove_partial_files(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
+def test_summary_table_by_hand():
+    reports = [
+        CaseReport(Case("a", "glioma", "p1", spacing="0.49 0.49"), (512, 512), 10.0),
+        CaseReport(Case("b", "glioma", "p1", spacing="0.49 0.49"), (512, 512), 30.0),
+        CaseReport(Case("c", "", "p2", spacing="0.98 0.98"), (256, 256), None),
+    ]
+    lines = [line.split("  ") for line in summary_table(reports, ["meningioma", "glioma"]).splitlines()]
+    rows = {line[0].strip(): [cell.strip() for cell in line[1:] if cell.strip()] for line in lines}
+    assert rows["meningioma"] == ["0", "–", "–", "–", "–"]
+    assert rows["glioma"] == ["2", "1", "20 [10–30] mm²", "0.49×0.49 mm", "512×512"]
+    assert rows["unknown"] == ["1", "1", "–", "0.98×0.98 mm", "256×256"]
+    assert rows["all"][:3] == ["3", "2", "20 [10–30] mm²"]
+    assert rows["all"][4] == "512×512 (2), 256×256 (1)"

@@ -4,15 +4,17 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from phantom_data import FAULTS, blob_slice, change, digest, write_source
+from phantom_data import FAULTS, blob_slice, change, digest, interrupt_after, write_source
 
 from dataset_conversion import figshare, raw_dataset
 from dataset_conversion.cases import Case, ClassSchema, read_cases
@@ -20,7 +22,6 @@ from dataset_conversion.figshare import convert
 from dataset_conversion.phantoms import write_cvind, write_mat
 from dataset_conversion.raw_dataset import STATE_FILE, ConversionRequest, DatasetTakenError, SourceError
 from dataset_conversion.splits import check_splits
-from dataset_conversion.summary import CaseReport, summary_table
 
 FOLDER = "brainTumorDataPublic_1-766"
 NAME = "Dataset511_Figshare"
@@ -264,22 +265,6 @@ def test_complete_data_set_is_replaced_only_on_request(source, raw):
     assert not (raw / NAME / "imagesTr" / "figshare_0012_0000.nii.gz").exists()
 
 
-def interrupt_after(monkeypatch, n_slices, error=KeyboardInterrupt):
-    """Makes the conversion stop within the write of a slice: its image is written, its label map is not."""
-    write = figshare.sitk.WriteImage
-    calls = []
-
-    def write_or_stop(image, path, **options):
-        calls.append(path)
-        if len(calls) > 2 * n_slices + 1:
-            Path(path).write_bytes(b"half")
-            raise error
-        write(image, path, **options)
-
-    monkeypatch.setattr(figshare.sitk, "WriteImage", write_or_stop)
-    return calls
-
-
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_interrupted_conversion_resumes_to_identical_files(source, raw, tmp_path, monkeypatch, caplog, overwrite):
     convert(request(source, tmp_path / "uninterrupted"))
@@ -372,19 +357,32 @@ def test_two_processes_write_the_same_bytes_as_one(source, raw, tmp_path):
     assert digest(raw) == digest(tmp_path / "parallel")
 
 
-def test_summary_table_by_hand():
-    reports = [
-        CaseReport(Case("a", "glioma", "p1", spacing="0.49 0.49"), (512, 512), 10.0),
-        CaseReport(Case("b", "glioma", "p1", spacing="0.49 0.49"), (512, 512), 30.0),
-        CaseReport(Case("c", "", "p2", spacing="0.98 0.98"), (256, 256), None),
-    ]
-    lines = [line.split("  ") for line in summary_table(reports, ["meningioma", "glioma"]).splitlines()]
-    rows = {line[0].strip(): [cell.strip() for cell in line[1:] if cell.strip()] for line in lines}
-    assert rows["meningioma"] == ["0", "–", "–", "–", "–"]
-    assert rows["glioma"] == ["2", "1", "20 [10–30] mm²", "0.49×0.49 mm", "512×512"]
-    assert rows["unknown"] == ["1", "1", "–", "0.98×0.98 mm", "256×256"]
-    assert rows["all"][:3] == ["3", "2", "20 [10–30] mm²"]
-    assert rows["all"][4] == "512×512 (2), 256×256 (1)"
+@pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
+@pytest.mark.parametrize("seconds", [0.4, 1.5])
+def test_ctrl_c_ends_command_and_workers(seconds):
+    code = (
+        "from dataset_conversion.parallel import run_cases\nfrom phantom_data import slow_case\n"
+        "print('started', flush=True)\nrun_cases(slow_case, list(range(2000)), 2, 'test')"
+    )
+    path = os.pathsep.join(path for path in sys.path if path)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"started\n"
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        # the pipe closes when the last worker has ended, too
+        output, _ = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert output.rstrip().endswith(b"KeyboardInterrupt")
 
 
 @pytest.fixture

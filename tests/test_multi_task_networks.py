@@ -150,7 +150,9 @@ def test_tumour_probability_softmax_and_union_of_regions() -> None:
 
 def head_2d(**kwargs: Any) -> TumourWeightedClassificationHead:
     torch.manual_seed(1)
-    return TumourWeightedClassificationHead(nn.Conv2d, (3, 4, 6), 2, num_stages=2, projected_features=8, **kwargs).eval()
+    return TumourWeightedClassificationHead(
+        nn.Conv2d, (3, 4, 6), 2, num_stages=2, projected_features=8, **kwargs
+    ).eval()
 
 
 def test_pooling_equals_a_literal_computation() -> None:

@@ -62,9 +62,7 @@ def test_stock_and_our_plans_coexist(nnunet_folders: Any) -> None:
         (10, 3, False, 3, 3),  # 3-D: nnU-Net's rule
     ],
 )
-def test_batch_size(
-    memory_limit: int, dataset_limit: int, is_2d: bool, num_classes: int | None, expected: int
-) -> None:
+def test_batch_size(memory_limit: int, dataset_limit: int, is_2d: bool, num_classes: int | None, expected: int) -> None:
     planner = object.__new__(BrainTumPlanner)
     planner.UNet_min_batch_size = 2
     planner.class_schema = None if num_classes is None else ClassSchema(tuple("abcde"[:num_classes]))
@@ -75,9 +73,7 @@ def test_batch_size(
 @pytest.mark.parametrize("values", [(4, 4), (0.1, 4, 4)], ids=["two", "three"])
 def test_target_spacing_of_2d_data(nnunet_folders: Any, file_ending: str, values: tuple[float, ...]) -> None:
     write_dataset(nnunet_folders.raw, 7, shape=(64, 64), file_ending=file_ending)
-    plans = load(
-        nnunet_folders.preprocessed / "Dataset007_Tiny" / f"{plan(7, overwrite_target_spacing=values)}.json"
-    )
+    plans = load(nnunet_folders.preprocessed / "Dataset007_Tiny" / f"{plan(7, overwrite_target_spacing=values)}.json")
     assert list(plans["configurations"]) == ["2d"]
     configuration = plans["configurations"]["2d"]
     assert configuration["spacing"] == [4, 4]
@@ -103,7 +99,9 @@ def test_bad_target_spacing(nnunet_folders: Any, shape: tuple[int, ...], values:
 
 def test_3d_data_gets_3d_and_2d_plans(nnunet_folders: Any) -> None:
     write_dataset(nnunet_folders.raw, 7, shape=(16, 32, 32))
-    plans = load(nnunet_folders.preprocessed / "Dataset007_Tiny" / f"{plan(7, overwrite_target_spacing=(2, 2, 2))}.json")
+    plans = load(
+        nnunet_folders.preprocessed / "Dataset007_Tiny" / f"{plan(7, overwrite_target_spacing=(2, 2, 2))}.json"
+    )
     assert set(plans["configurations"]) >= {"2d", "3d_fullres"}
     assert plans["configurations"]["3d_fullres"]["data_identifier"] == "BrainTumLightPlans_3d_fullres"
     assert plans["configurations"]["2d"]["batch_size"] >= 12
@@ -114,7 +112,9 @@ def test_what_stands_in_the_way_is_named(nnunet_folders: Any) -> None:
     preprocessed = nnunet_folders.preprocessed / "Dataset007_Tiny"
     plan(7, "nnUNetPlannerResEncM")
     stock = (preprocessed / "nnUNetResEncUNetMPlans.json").read_bytes()
-    with pytest.raises(ValueError, match=r"nnUNetResEncUNetMPlans.json was written by nnUNetPlannerResEncM.*another name"):
+    with pytest.raises(
+        ValueError, match=r"nnUNetResEncUNetMPlans.json was written by nnUNetPlannerResEncM.*another name"
+    ):
         plan(7, overwrite_plans_name="nnUNetResEncUNetMPlans")
     assert (preprocessed / "nnUNetResEncUNetMPlans.json").read_bytes() == stock
 

@@ -28,7 +28,8 @@ def test_settings_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("braintum_num_epochs", "0"), ("braintum_seed", "-1"), ("braintum_seed", "x"), ("braintum_seed", "1.5")]
+    ("name", "value"),
+    [("braintum_num_epochs", "0"), ("braintum_seed", "-1"), ("braintum_seed", "x"), ("braintum_seed", "1.5")],
 )
 def test_bad_settings_are_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)

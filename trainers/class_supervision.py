@@ -31,11 +31,7 @@ class ClassLabels:
         """Labels from the rows of ``cases.csv``."""
         return ClassLabels(
             schema,
-            {
-                name: schema.class_names.index(case.tumour_class)
-                for name, case in cases.items()
-                if case.tumour_class
-            },
+            {name: schema.class_names.index(case.tumour_class) for name, case in cases.items() if case.tumour_class},
         )
 
     def of(self, keys: Sequence[str]) -> torch.Tensor:

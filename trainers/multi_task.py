@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,6 +22,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import autocast, nn
 from torch import distributed as dist
 from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
 
 from architectures.multi_task_unet import multi_task_network_class
 from dataset_conversion.cases import ClassSchema, classification_entry, find_cases_file, read_cases
@@ -50,11 +52,18 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
         FileNotFoundError: no ``cases.csv`` (when training starts, not at prediction).
     """
 
+    # set by nnU-Net's untyped base
+    network: Any
+    num_epochs: int
+    num_iterations_per_epoch: int
+    num_val_iterations_per_epoch: int
+    _best_ema: Any
+
     class_loss_weight = 1.0
     class_label_smoothing = 0.1
-    head_initial_lr = 1e-2
-    head_weight_decay = 1e-4
-    head_warmup_epochs = 0.02  # share of all epochs
+    head_initial_lr = 1e-3
+    head_weight_decay = 1e-2
+    head_warmup = 0.02  # share of all epochs
 
     def __init__(
         self,
@@ -65,16 +74,18 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's own signature, which it reads back
     ) -> None:
         plans = dict(plans)
-        entry = classification_entry(dataset_json)
-        if entry is None:
+        schema, entry = ClassSchema.from_dataset_json(dataset_json), classification_entry(dataset_json)
+        if schema is None:
             raise ValueError(
-                f"dataset.json of {plans['dataset_name']} has no \"classification\": {type(self).__name__} has nothing "
+                f'dataset.json of {plans["dataset_name"]} has no "classification": {type(self).__name__} has nothing '
                 "to classify. Convert the data with braintum_convert, or train with a stock nnU-Net trainer"
             )
         plans["classification"] = entry  # a stock planner knows nothing of it
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.class_schema = ClassSchema.from_dataset_json(dataset_json)
+        self.class_schema = schema
         self.logger.local_logger = MultiTaskLogger()
+        self.initial_lr = 1e-3
+        self.weight_decay = 1e-2
         settings = TrainingSettings.from_environment()
         self.seed = settings.seed
         self.num_epochs = settings.num_epochs or self.num_epochs
@@ -82,7 +93,6 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
             ratio = self.num_val_iterations_per_epoch / self.num_iterations_per_epoch
             self.num_iterations_per_epoch = settings.num_iterations_per_epoch
             self.num_val_iterations_per_epoch = max(1, round(ratio * self.num_iterations_per_epoch))
-        self.class_labels: ClassLabels | None = None  # -> on_train_start
         self._shape_of_case: dict[str, tuple[int, ...]] = {}
 
     # ------------------------------------------------------------------ network and optimiser
@@ -129,50 +139,57 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
         super().initialize()
 
     @property
-    def bare_network(self) -> nn.Module:
+    def bare_network(self) -> Any:
         """The network without the wrappers of DDP and ``torch.compile``."""
-        network = self.network.module if self.is_ddp else self.network
+        network = self.network
+        if isinstance(network, DistributedDataParallel):
+            network = network.module
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PerGroupPolyLR]:
-        """nnU-Net's SGD, with a parameter group and a schedule of its own for the head."""
-        # the network is not yet wrapped by DDP here, but may be compiled
-        network = self.network._orig_mod if isinstance(self.network, OptimizedModule) else self.network
-        head = list(network.classification_head.parameters())
+        """AdamW, with a parameter group and a schedule of its own for the head.
+
+        Not nnU-Net's SGD: the class loss has other gradients than Dice, and on a small set SGD with momentum 0.99
+        takes thousands of iterations to find a small tumour.
+        """
+        head = list(self.bare_network.classification_head.parameters())
         head_ids = {id(parameter) for parameter in head}
-        body = [parameter for parameter in network.parameters() if id(parameter) not in head_ids]
-        optimizer = torch.optim.SGD(
+        body = [parameter for parameter in self.bare_network.parameters() if id(parameter) not in head_ids]
+        optimizer = torch.optim.AdamW(
             [
                 {"params": body, "lr": self.initial_lr, "weight_decay": self.weight_decay},
                 {"params": head, "lr": self.head_initial_lr, "weight_decay": self.head_weight_decay},
-            ],
-            lr=self.initial_lr,
-            momentum=0.99,
-            nesterov=True,
+            ]
         )
-        warmup = [0, round(self.head_warmup_epochs * self.num_epochs)]
-        return optimizer, PerGroupPolyLR(optimizer, self.num_epochs, warmup)
+        return optimizer, PerGroupPolyLR(optimizer, self.num_epochs, [0, round(self.head_warmup * self.num_epochs)])
 
     # ------------------------------------------------------------------ data
 
-    def on_train_start(self) -> None:
-        """As stock, after reading the class labels."""
-        self._read_class_labels()
-        super().on_train_start()
+    @cached_property
+    def class_labels(self) -> ClassLabels:
+        """Labels of all cases, read when training or validation begins.
 
-    def _read_class_labels(self) -> None:
-        raw_folder = join(nnUNet_raw, self.plans_manager.dataset_name) if nnUNet_raw.is_set() else None
-        cases_file = find_cases_file(self.preprocessed_dataset_folder_base, raw_folder)
-        self.class_labels = ClassLabels.from_cases(
-            read_cases(cases_file, self.class_schema.class_names), self.class_schema
+        Raises:
+            FileNotFoundError: no ``cases.csv``.
+            ValueError: it is wrong.
+        """
+        raw_folder = nnUNet_raw.get() or "nnUNet_raw (not set)"
+        cases_file = find_cases_file(
+            self.preprocessed_dataset_folder_base, join(raw_folder, self.plans_manager.dataset_name)
         )
+        cases = read_cases(cases_file, self.class_schema.class_names)
+        return ClassLabels.from_cases(cases, self.class_schema)
+
+    def on_train_start(self) -> None:
+        """As stock, after a look at the class labels."""
         training, validation = self.do_split()
         for name, keys in (("training", training), ("validation", validation)):
             labels = self.class_labels.of(keys)
             counts = ", ".join(f"{(labels == i).sum()} {c}" for i, c in enumerate(self.class_schema.class_names))
             self.print_to_log_file(f"{name} cases: {counts}, {(labels == UNKNOWN_CLASS).sum()} without a class")
         if not (self.class_labels.of(training) != UNKNOWN_CLASS).any():
-            raise ValueError(f"no training case of fold {self.fold} has a class in {cases_file}; fill in the column class")
+            raise ValueError(f"no training case of fold {self.fold} has a class; fill in the column class of cases.csv")
+        super().on_train_start()
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """As stock; the training identifiers are repeated for class balance, nnU-Net draws from them."""
@@ -384,8 +401,6 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Stock's validation, which also writes ``validation/classes.csv`` and ``validation/classification.json``."""
-        if self.class_labels is None:  # nnUNetv2_train --val
-            self._read_class_labels()
         predictors: list[JointPredictor] = []
 
         def joint_predictor(*args: Any, **kwargs: Any) -> JointPredictor:

@@ -10,7 +10,8 @@ class TrainingSettings:
 
     Attributes:
         num_epochs: ``braintum_num_epochs``.
-        num_iterations_per_epoch: ``braintum_num_iterations_per_epoch``; validation takes a fifth of it, nnU-Net's ratio.
+        num_iterations_per_epoch: ``braintum_num_iterations_per_epoch``; validation takes a fifth of it, as in
+            nnU-Net.
         seed: ``braintum_seed``; makes training reproducible on the CPU, also over a resume.
     """
 

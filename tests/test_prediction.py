@@ -1,0 +1,213 @@
+"""braintum_predict and stock prediction on the same model."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+from nnunet_runs import make_trainer, plan_and_preprocess, run_command, write_dataset
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from PIL import Image
+
+from inference.joint_predictor import JointPredictor
+from inference.predict_folder import find_cases, predict_folder
+
+
+def make_model(
+    folders: Any, shape: tuple[int, ...], configuration: str = "2d", num_folds: int = 2, **options: Any
+) -> Path:
+    """A model folder with untrained, but different, weights a fold, as training would leave it."""
+    dataset_options = {key: options.pop(key) for key in ("file_ending", "labels") if key in options}
+    write_dataset(folders.raw, 7, shape=shape, **dataset_options)
+    plans = plan_and_preprocess(7, configuration=configuration, **options)
+    for fold in range(num_folds):
+        torch.manual_seed(fold)
+        trainer = make_trainer(7, plans, configuration, fold=fold)
+        trainer.on_train_start()
+        for parameter in trainer.network.decoder.seg_layers.parameters():  # so that some foreground is predicted
+            torch.nn.init.normal_(parameter, std=0.5)
+        trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    return Path(trainer.output_folder_base)
+
+
+def load_predictor(predictor_class: type, model: Path) -> Any:
+    predictor = predictor_class(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(model), (0, 1), "checkpoint_final.pth")
+    return predictor
+
+
+def arrays(folder: Path, ending: str) -> dict[str, np.ndarray]:
+    def read(file: Path) -> np.ndarray:
+        if ending == ".png":
+            return np.asarray(Image.open(file))
+        return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file)))
+
+    return {file.name: read(file) for file in sorted(folder.glob(f"*{ending}"))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "configuration", "options"),
+    [
+        ((40, 36), "2d", {"overwrite_target_spacing": (4, 4)}),
+        ((64, 50), "2d", {"overwrite_target_spacing": (2, 2), "file_ending": ".png"}),
+        ((24, 32, 20), "3d_fullres", {}),
+        ((10, 32, 32), "2d", {}),
+        ((32, 32), "2d", {"labels": {"background": 0, "whole": [1, 2], "core": [2]}}),
+    ],
+    ids=["2-D resampled", "PNG resampled", "3-D", "slices of volumes", "regions"],
+)
+def test_segmentations_equal_stock_prediction(
+    nnunet_folders: Any, tmp_path: Path, shape: tuple[int, ...], configuration: str, options: dict
+) -> None:
+    model = make_model(nnunet_folders, shape, configuration, **options)
+    images = nnunet_folders.raw / "Dataset007_Tiny" / "imagesTr"
+    ending = options.get("file_ending", ".nii.gz")
+    stock, ours = tmp_path / "stock", tmp_path / "ours"
+    stock.mkdir()
+    load_predictor(nnUNetPredictor, model).predict_from_files_sequential(str(images), str(stock), True)
+    outcome = predict_folder(load_predictor(JointPredictor, model), images, ours, save_probabilities=True)
+    assert len(outcome.predicted) == 8 and not outcome.failed
+    expected, found = arrays(stock, ending), arrays(ours, ending)
+    assert expected.keys() == found.keys() and len(found) == 8
+    for name, array in expected.items():
+        assert array.shape == tuple(shape)
+        np.testing.assert_array_equal(found[name], array)
+        case = name.removesuffix(ending)
+        np.testing.assert_array_equal(
+            np.load(ours / f"{case}.npz")["probabilities"], np.load(stock / f"{case}.npz")["probabilities"]
+        )
+    assert any(array.any() for array in expected.values())
+
+    with open(ours / "classes.csv", newline="") as stream:
+        rows = {row["case"]: row for row in csv.DictReader(stream)}
+    for name, array in found.items():
+        case = name.removesuffix(ending)
+        result = json.loads((ours / "classes" / f"{case}.json").read_text())
+        voxel = {2: 4.0, 3: 8.0}[len(shape)] if ending != ".png" else 1.0
+        unit = "px" if ending == ".png" else {2: "mm2", 3: "mm3"}[len(shape)]
+        assert (result["tumour_volume"], result["volume_unit"]) == (
+            pytest.approx(voxel * np.count_nonzero(array)),
+            unit,
+        )
+        assert sum(result["probabilities"].values()) == pytest.approx(1)
+        assert len(result["per_fold"]) == 2
+        assert all(value > 0 for value in (*result["fold_spread"].values(), *result["mirror_spread"].values()))
+        assert rows[case]["predicted_class"] == max(result["probabilities"], key=result["probabilities"].get)
+
+
+@pytest.fixture
+def model(nnunet_folders: Any) -> Path:
+    return make_model(nnunet_folders, (32, 32))
+
+
+@pytest.mark.slow
+def test_interrupted_and_divided_predictions_compose(
+    model: Path, nnunet_folders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, predictor = nnunet_folders.raw / "Dataset007_Tiny" / "imagesTr", load_predictor(JointPredictor, model)
+    whole, parts, interrupted = tmp_path / "whole", tmp_path / "parts", tmp_path / "interrupted"
+    predict_folder(predictor, images, whole)
+    for part_id in range(2):
+        predict_folder(predictor, images, parts, num_parts=2, part_id=part_id, num_workers=part_id)
+    assert (parts / "classes.csv").read_bytes() == (whole / "classes.csv").read_bytes()
+
+    original, calls = JointPredictor.predict_logits_from_preprocessed_data, []
+
+    def fail_on_fourth(self: Any, data: torch.Tensor) -> torch.Tensor:
+        calls.append(data)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(self, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(JointPredictor, "predict_logits_from_preprocessed_data", fail_on_fourth)
+        with pytest.raises(KeyboardInterrupt):
+            predict_folder(predictor, images, interrupted)
+    assert not list(interrupted.glob(".partial*"))
+    # a segmentation without its class result is not complete
+    (interrupted / "case_07.nii.gz").write_bytes(b"half")
+    outcome = predict_folder(predictor, images, interrupted, continue_prediction=True)
+    assert len(outcome.skipped) == 3 and len(outcome.predicted) == 5 and outcome.listed == 8
+    assert (interrupted / "classes.csv").read_bytes() == (whole / "classes.csv").read_bytes()
+    for name, array in arrays(whole, ".nii.gz").items():
+        np.testing.assert_array_equal(arrays(interrupted, ".nii.gz")[name], array)
+
+
+@pytest.mark.slow
+def test_bad_cases_are_named_and_the_others_predicted(model: Path, nnunet_folders: Any, tmp_path: Path) -> None:
+    images, target = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(nnunet_folders.raw / "Dataset007_Tiny" / "imagesTr", images)
+    shutil.copy(images / "case_00_0000.nii.gz", images / "case_00_0001.nii.gz")
+    (images / "case_01_0000.nii.gz").write_bytes((images / "case_01_0000.nii.gz").read_bytes()[:60])
+    (images / "case_02_0000.nii.gz").rename(images / "nochannel.nii.gz")
+    colour = SimpleITK.GetImageFromArray(np.ones((32, 32, 3), np.uint8), isVector=True)
+    SimpleITK.WriteImage(colour, str(images / "case_03_0000.nii.gz"))
+    holes = np.ones((32, 32), np.float32)
+    holes[3, 3] = np.nan
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(holes), str(images / "case_04_0000.nii.gz"))
+    finished = run_command("braintum_predict", "-i", str(images), "-o", str(target), "-m", str(model), "-device", "cpu")
+    assert finished.returncode == 3, finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert "3 cases predicted; 3 listed" in finished.stdout
+    for text in (
+        r"case_00_*.nii.gz: the model takes 1 channel(s), 0000 to 0000, found 0000, 0001",
+        "case_01_0000.nii.gz: cannot be read or preprocessed",
+        "nochannel.nii.gz: the name lacks the channel; rename it to CASE_0000.nii.gz",
+        "case_03_0000.nii.gz: ",
+        "case_04_0000.nii.gz: NaN or infinite intensities",
+    ):
+        assert text in finished.stderr
+    assert sorted(file.name for file in target.glob("*.nii.gz")) == [f"case_0{number}.nii.gz" for number in (5, 6, 7)]
+    assert not list(target.glob(".partial*"))
+
+
+def test_find_cases(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="input folder .* does not exist"):
+        find_cases(tmp_path / "absent", ".nii.gz", 1)
+    with pytest.raises(FileNotFoundError, match=r"no file \*.nii.gz; .*CASE_0000.nii.gz"):
+        find_cases(tmp_path, ".nii.gz", 1)
+    for name in ("b_0000.png", "b_0001.png", "a_x_0000.png", "a_x_0001.png", "c_0000.png"):
+        (tmp_path / name).touch()
+    cases, failed = find_cases(tmp_path, ".png", 2)
+    assert {case: [Path(file).name for file in files] for case, files in cases.items()} == {
+        "a_x": ["a_x_0000.png", "a_x_0001.png"],
+        "b": ["b_0000.png", "b_0001.png"],
+    }
+    assert list(failed) == ["c"]
+
+
+def test_wrong_models_and_folders(model: Path, nnunet_folders: Any, tmp_path: Path) -> None:
+    images = nnunet_folders.raw / "Dataset007_Tiny" / "imagesTr"
+    predictor = JointPredictor(device=torch.device("cpu"), allow_tqdm=False)
+
+    def load(folder: Path = model, folds: Any = None, checkpoint: str = "checkpoint_final.pth") -> None:
+        predictor.initialize_from_trained_model_folder(str(folder), folds, checkpoint)
+
+    with pytest.raises(FileNotFoundError, match="no fold with a checkpoint_best.pth"):
+        load(checkpoint="checkpoint_best.pth")
+    with pytest.raises(FileNotFoundError, match="no checkpoint at .*fold_4"):
+        load(folds=(4,))
+    with pytest.raises(FileNotFoundError, match="no folder of a trained model: dataset.json is missing"):
+        load(tmp_path)
+    load()
+    assert len(predictor.list_of_parameters) == 2
+    with pytest.raises(ValueError, match="input and output are the same folder"):
+        predict_folder(predictor, images, images)
+    foreign = tmp_path / "foreign" / "classes"
+    foreign.mkdir(parents=True)
+    (foreign / "other.json").write_text('{"probabilities": {"a": 1}}')
+    with pytest.raises(ValueError, match="other.json is no result of a model with the classes meningioma"):
+        predict_folder(predictor, images, foreign.parent)
+
+    plans = json.loads((model / "plans.json").read_text())["plans_name"]
+    stock = make_trainer(7, plans, trainer="nnUNetTrainer")
+    stock.on_train_start()
+    stock.save_checkpoint(str(Path(stock.output_folder) / "checkpoint_final.pth"))
+    with pytest.raises(ValueError, match="nnUNetTrainer, which predicts no class; use nnUNetv2_predict"):
+        load(Path(stock.output_folder_base))
