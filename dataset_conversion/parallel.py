@@ -65,7 +65,7 @@ def _run_in_pool(
     chunks = [items[start : start + length] for start in range(0, len(items), length)]
     # "spawn": ITK and HDF5 hold threads and locks that do not survive a fork
     executor = ProcessPoolExecutor(
-        n_processes, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare_worker
+        n_processes, mp_context=multiprocessing.get_context("spawn"), initializer=prepare_worker
     )
     with _deferred_interrupt() as interrupted:
         try:
@@ -112,7 +112,8 @@ def _deferred_interrupt() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _prepare_worker() -> None:
+def prepare_worker() -> None:
+    """Initialises a worker process: its parent alone handles Ctrl-C, and it ends when its parent does."""
     # Ctrl-C reaches the whole process group: the parent cancels, the workers finish what they have begun
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # a worker would wait for work for ever after its parent was killed

@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from dataset_conversion.atomic import write_json_atomic
 from dataset_conversion.cases import ClassSchema
+from dataset_conversion.parallel import prepare_worker
 from inference.class_evidence import AggregationMode, ClassVerdict, aggregate
 from inference.joint_predictor import JointPredictor
 from inference.results import case_result, merge_case_results
@@ -55,6 +56,19 @@ class _Model:
     configuration_manager: ConfigurationManager
     dataset_json: dict
     schema: ClassSchema
+
+    @property
+    def num_channels(self) -> int:
+        return determine_num_input_channels(self.plans_manager, self.configuration_manager, self.dataset_json)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How to predict; ``queue_length`` cases at most wait between reading, network and writing."""
+
+    aggregation: AggregationMode
+    save_probabilities: bool
+    queue_length: int
 
 
 def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -129,20 +143,21 @@ def predict_folder(
 
     Raises:
         FileNotFoundError: see :func:`find_cases`.
-        ValueError: input and output are one folder, or the output holds results of a model with other classes.
-        NotImplementedError: the model is the second stage of a cascade.
+        ValueError: input and output are one folder, the output holds results of a model with other classes, or the
+            model is the second stage of a cascade.
+        OSError: a worker process was killed.
     """
     source, target = Path(input_folder), Path(output_folder)
     if source.resolve() == target.resolve():
         raise ValueError(f"input and output are the same folder, {source}; choose another output folder")
     if predictor.configuration_manager.previous_stage_name is not None:
-        raise NotImplementedError("the second stage of a cascade needs a first; predict 3d_fullres or 2d instead")
+        raise ValueError("the second stage of a cascade needs a first; predict 3d_fullres or 2d instead")
     model = _Model(
         predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json, predictor.class_schema
     )
     ending = model.dataset_json["file_ending"]
-    num_channels = determine_num_input_channels(model.plans_manager, model.configuration_manager, model.dataset_json)
-    cases, failed = find_cases(source, ending, num_channels)
+    options = _Options(aggregation, save_probabilities, queue_length=num_workers + 2)
+    cases, failed = find_cases(source, ending, model.num_channels)
     cases = dict(list(cases.items())[part_id::num_parts])
     failed = dict(list(failed.items())[part_id::num_parts])
 
@@ -161,67 +176,91 @@ def predict_folder(
     todo = [case for case in cases if case not in set(skipped)]
     for case in todo:  # what an earlier run said of it must not outlive this one
         (classes_folder / f"{case}.json").unlink(missing_ok=True)
+    results = target / CLASSES_FILE
     predicted: list[str] = []
     with _executor(num_workers, len(todo)) as workers, tqdm(total=len(todo), disable=not show_progress) as bar:
-        ahead = deque((case, workers.submit(_preprocess, cases[case], model, num_channels)) for case in todo[:3])
-        upcoming = iter(todo[3:])
-        exports: deque[tuple[str, Future]] = deque()
-
-        def finish_oldest_export() -> None:
-            case, export = exports.popleft()
-            if (fault := _fault(export)) is None:
-                predicted.append(case)
-            else:
-                failed[case] = f"{target / case}{ending} could not be written: {fault}"
-            bar.update()
-
-        while ahead:
-            case, preprocessing = ahead.popleft()
-            if (following := next(upcoming, None)) is not None:
-                ahead.append((following, workers.submit(_preprocess, cases[following], model, num_channels)))
-            if (fault := _fault(preprocessing)) is not None:
-                failed[case] = fault
+        try:
+            for case, fault in _predict_cases(predictor, cases, todo, model, target, workers, options):
+                if fault is None:
+                    predicted.append(case)
+                else:
+                    failed[case] = fault
                 bar.update()
-                continue
-            data, properties = preprocessing.result()
-            logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu().numpy()
-            verdict = aggregate(predictor.evidence, aggregation)
-            if len(exports) > num_workers + 1:  # results must not pile up in memory
-                finish_oldest_export()
-            exports.append(
-                (case, workers.submit(_export, logits, properties, model, target, case, verdict, save_probabilities))
-            )
-        while exports:
-            finish_oldest_export()
-    listed = merge_case_results(classes_folder, target / CLASSES_FILE, model.schema)
-    return PredictedFolder(predicted, skipped, failed, listed)
+        except BrokenProcessPool as error:
+            raise OSError(
+                "a worker process was killed, most likely because the memory ran out; use fewer with -npp and "
+                "--continue_prediction"
+            ) from error
+        finally:
+            workers.shutdown(wait=True, cancel_futures=True)
+    return PredictedFolder(predicted, skipped, failed, merge_case_results(classes_folder, results, model.schema))
+
+
+def _predict_cases(
+    predictor: JointPredictor,
+    cases: Mapping[str, list[str]],
+    todo: Sequence[str],
+    model: _Model,
+    target: Path,
+    workers: Executor,
+    options: _Options,
+) -> Iterator[tuple[str, str | None]]:
+    """Predict case after case, with reading ahead and writing behind; (case, fault or None) as each is finished."""
+    upcoming = iter(todo)
+    ahead: deque[tuple[str, Future]] = deque()
+    exports: deque[tuple[str, Future]] = deque()
+
+    def read_ahead() -> None:
+        if (case := next(upcoming, None)) is not None:
+            ahead.append((case, workers.submit(_preprocess, cases[case], model)))
+
+    def finish_oldest_export() -> tuple[str, str | None]:
+        case, export = exports.popleft()
+        fault = _fault(export)
+        return case, None if fault is None else f"{target / case} could not be written: {fault}"
+
+    for _ in range(options.queue_length):
+        read_ahead()
+    while ahead:
+        case, preprocessing = ahead.popleft()
+        read_ahead()
+        if (fault := _fault(preprocessing)) is not None:
+            yield case, fault
+            continue
+        data, properties = preprocessing.result()
+        logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu().numpy()
+        verdict = aggregate(predictor.evidence, options.aggregation)
+        if len(exports) >= options.queue_length:  # results must not pile up in memory
+            yield finish_oldest_export()
+        export = workers.submit(_export, logits, properties, model, target, case, verdict, options.save_probabilities)
+        exports.append((case, export))
+    while exports:
+        yield finish_oldest_export()
 
 
 def _executor(num_workers: int, num_cases: int) -> Executor:
     if num_workers == 0:
         return ThreadPoolExecutor(1)
     # spawn, as everywhere in nnU-Net: a forked process inherits torch's locks
-    return ProcessPoolExecutor(max(1, min(num_workers, num_cases)), multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(max(1, min(num_workers, num_cases)), context, initializer=prepare_worker)
 
 
 def _fault(future: Future) -> str | None:
     """What went wrong in a worker, in words; None if nothing did.
 
     Raises:
-        MemoryError: the worker process was killed.
+        BrokenProcessPool: the worker process itself is gone.
     """
-    try:
-        error = future.exception()
-    except BrokenProcessPool as broken:
-        error = broken
+    error = future.exception()
     if error is None:
         return None
     if isinstance(error, BrokenProcessPool):
-        raise MemoryError("a worker process was killed, most likely for memory; use fewer with -npp") from error
+        raise error
     return str(error) or type(error).__name__
 
 
-def _preprocess(files: Sequence[str], model: _Model, num_channels: int) -> tuple[np.ndarray, dict]:
+def _preprocess(files: Sequence[str], model: _Model) -> tuple[np.ndarray, dict]:
     """nnU-Net's preprocessing of one case; (C, Z, Y, X) float32.
 
     Raises:
@@ -237,10 +276,10 @@ def _preprocess(files: Sequence[str], model: _Model, num_channels: int) -> tuple
         raise ValueError(
             f"{', '.join(files)}: cannot be read or preprocessed ({reason[-1]}); check the file"
         ) from error
-    if data.shape[0] != num_channels:
+    if data.shape[0] != model.num_channels:
         raise ValueError(
-            f"{', '.join(files)}: {data.shape[0]} channels, but the model takes {num_channels}; convert the image as "
-            "the training data was converted"
+            f"{', '.join(files)}: {data.shape[0]} channels, but the model takes {model.num_channels}; convert the "
+            "image as the training data was converted"
         )
     if not np.isfinite(data).all():
         raise ValueError(f"{', '.join(files)}: NaN or infinite intensities; repair the image")

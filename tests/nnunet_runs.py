@@ -117,7 +117,7 @@ def make_trainer(
     plans: str,
     configuration: str = "2d",
     trainer: str = "nnUNetTrainerMultiTask",
-    fold: int = 0,
+    fold: int | str = 0,
     resume: bool = False,
 ) -> Any:
     """The trainer as nnUNetv2_train makes it, on the CPU; with ``resume`` from its latest checkpoint."""

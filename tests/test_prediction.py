@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from PIL import Image
 
 from inference.joint_predictor import JointPredictor
-from inference.predict_folder import find_cases, predict_folder
+from inference.predict_folder import _preprocess, find_cases, predict_folder
 
 
 def make_model(
@@ -148,23 +149,45 @@ def test_bad_cases_are_named_and_the_others_predicted(model: Path, nnunet_folder
     (images / "case_02_0000.nii.gz").rename(images / "nochannel.nii.gz")
     colour = SimpleITK.GetImageFromArray(np.ones((32, 32, 3), np.uint8), isVector=True)
     SimpleITK.WriteImage(colour, str(images / "case_03_0000.nii.gz"))
-    holes = np.ones((32, 32), np.float32)
-    holes[3, 3] = np.nan
-    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(holes), str(images / "case_04_0000.nii.gz"))
     finished = run_command("braintum_predict", "-i", str(images), "-o", str(target), "-m", str(model), "-device", "cpu")
     assert finished.returncode == 3, finished.stderr
     assert "Traceback" not in finished.stderr
-    assert "3 cases predicted; 3 listed" in finished.stdout
+    assert "4 cases predicted; 4 listed" in finished.stdout
     for text in (
         r"case_00_*.nii.gz: the model takes 1 channel(s), 0000 to 0000, found 0000, 0001",
         "case_01_0000.nii.gz: cannot be read or preprocessed",
         "nochannel.nii.gz: the name lacks the channel; rename it to CASE_0000.nii.gz",
         "case_03_0000.nii.gz: ",
-        "case_04_0000.nii.gz: NaN or infinite intensities",
     ):
         assert text in finished.stderr
-    assert sorted(file.name for file in target.glob("*.nii.gz")) == [f"case_0{number}.nii.gz" for number in (5, 6, 7)]
+    assert sorted(file.name for file in target.glob("*.nii.gz")) == [
+        f"case_0{number}.nii.gz" for number in (4, 5, 6, 7)
+    ]
     assert not list(target.glob(".partial*"))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (np.full((1, 1, 4, 4), np.nan), "x_0000.nii.gz: NaN or infinite intensities; repair"),
+        (np.ones((3, 1, 4, 4)), "x_0000.nii.gz: 3 channels, but the model takes 1; convert"),
+        (AssertionError("bare"), r"x_0000.nii.gz: cannot be read or preprocessed \(bare\); check the file"),
+    ],
+    ids=["NaN", "channels", "nnU-Net's assertions"],
+)
+def test_preprocessing_faults_name_file_and_remedy(data: Any, message: str) -> None:
+    class Preprocessor:
+        def __init__(self, verbose: bool) -> None: ...
+
+        def run_case(self, *args: Any) -> tuple:
+            if isinstance(data, Exception):
+                raise data
+            return data, None, {}
+
+    configuration = SimpleNamespace(preprocessor_class=Preprocessor)
+    model = SimpleNamespace(configuration_manager=configuration, plans_manager=None, dataset_json={}, num_channels=1)
+    with pytest.raises(ValueError, match=message):
+        _preprocess(["x_0000.nii.gz"], model)  # type: ignore[arg-type]
 
 
 def test_find_cases(tmp_path: Path) -> None:
