@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = build_parser().parse_args()
     with tempfile.TemporaryDirectory() as results:
-        os.environ["nnUNet_results"] = results
+        os.environ["nnUNet_results"] = results  # noqa: SIM112  nnU-Net's own spelling
         from nnunetv2.run.run_training import get_trainer_from_args
 
         device = torch.device(args.device)

@@ -28,7 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("-c", metavar="CONFIGURATION", help="configuration, such as 2d or 3d_fullres")
     model.add_argument("-p", default="BrainTumPlans", help="plans identifier; default: %(default)s")
     model.add_argument("-tr", default="nnUNetTrainerMultiTask", help="trainer; default: %(default)s")
-    model.add_argument("-f", nargs="+", metavar="FOLD", help="folds to average; default: all that are trained")
+    model.add_argument(
+        "-f", nargs="+", type=_fold, metavar="FOLD", help="folds to average, or all; default: all that are trained"
+    )
     model.add_argument("-chk", default="checkpoint_final.pth", help="checkpoint; default: %(default)s")
     parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="default: %(default)s")
     parser.add_argument("-step_size", type=float, default=0.5, help="of the sliding window; default: %(default)s")
@@ -46,6 +48,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--disable_progress_bar", action="store_true")
     parser.add_argument("--verbose", action="store_true")
     return parser
+
+
+def _fold(text: str) -> int | str:
+    return text if text == "all" else int(text)
 
 
 def _model_folder(args: argparse.Namespace) -> Path:
@@ -74,7 +80,6 @@ def predict(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if not 0 <= args.part_id < args.num_parts:
         raise ValueError(f"-part_id counts from 0 to num_parts - 1 = {args.num_parts - 1}, got {args.part_id}")
-    folds = None if args.f is None else [fold if fold == "all" else int(fold) for fold in args.f]
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING)
 
     import torch  # late: "-h" and a mistyped flag should answer at once
@@ -94,7 +99,7 @@ def predict(argv: list[str] | None = None) -> int:
         verbose=args.verbose,
         allow_tqdm=False,  # nnU-Net shows a bar a case; ours counts cases
     )
-    predictor.initialize_from_trained_model_folder(str(model_folder), folds, args.chk)
+    predictor.initialize_from_trained_model_folder(str(model_folder), args.f, args.chk)
     num_workers = args.npp
     if num_workers is None:
         num_workers = 0 if len(predictor.configuration_manager.patch_size) == 2 else 3
