@@ -45,7 +45,8 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
     """Any nnU-Net plans plus a classification head: loss = segmentation + ``class_loss_weight`` · classification.
 
     Class names come from ``dataset.json``, labels from ``cases.csv``. Cases without a class train the segmentation,
-    cases without a mask (ignore label) the classification. Segmentation is trained as nnU-Net trains it.
+    cases without a mask (ignore label) the classification. Segmentation loss, deep supervision and augmentation are
+    nnU-Net's.
 
     Raises:
         ValueError: the data set declares no classes, or its ``cases.csv`` does not fit.
