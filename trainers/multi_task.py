@@ -160,7 +160,8 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
             [
                 {"params": body, "lr": self.initial_lr, "weight_decay": self.weight_decay},
                 {"params": head, "lr": self.head_initial_lr, "weight_decay": self.head_weight_decay},
-            ]
+            ],
+            fused=True,  # one pass over the parameters: otherwise the optimiser costs more than the head
         )
         return optimizer, PerGroupPolyLR(optimizer, self.num_epochs, [0, round(self.head_warmup * self.num_epochs)])
 
