@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from braintum_commands.command import run_command
-from dataset_conversion import figshare
+from dataset_conversion import br35h, brats, brisc, combine, figshare, folder, kaggle4, lgg
 from dataset_conversion.parallel import default_processes
 from dataset_conversion.raw_dataset import ConversionRequest, ConversionResult, raw_folder_from_environment
 
@@ -35,10 +35,13 @@ class Converter(Protocol):
         """Converts, or only checks."""
 
 
-SOURCES: dict[str, SourceModule] = {module.KIND: module for module in (figshare,)}
+SOURCES: dict[str, SourceModule] = {
+    module.KIND: module for module in (figshare, brisc, br35h, kaggle4, lgg, brats, folder)
+}
 """The sub-commands. A new source is a module like `figshare`, added here."""
 
-_COMMON = ("kind", "source", "dataset_id", "name", "dry_run", "n_processes", "overwrite")
+_COMMON = ("source", "dataset_id", "name", "dry_run", "n_processes", "overwrite", "fraction", "seed")
+"""Options that become attributes of `ConversionRequest`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,57 +54,86 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="braintum_convert", description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     for kind, module in SOURCES.items():
-        source = kinds.add_parser(kind, help=module.DESCRIPTION, description=f"Converts {module.DESCRIPTION}.")
-        source.add_argument("source", type=Path, metavar="SOURCE", help="folder with the source in its original layout")
-        source.add_argument(
-            "-d", dest="dataset_id", type=int, required=True, metavar="ID", help="number of the new data set, 1 to 999"
+        parser_of_kind = kinds.add_parser(kind, help=module.DESCRIPTION, description=f"Converts {module.DESCRIPTION}.")
+        parser_of_kind.add_argument(
+            "source", type=Path, metavar="SOURCE", help="folder with the source in its original layout"
         )
-        source.add_argument(
-            "--name", default=module.DEFAULT_NAME, help="name of the new data set (default: %(default)s)"
-        )
-        source.add_argument("--dry-run", action="store_true", help="check everything, show the table, write nothing")
-        source.add_argument(
-            "-np",
-            dest="n_processes",
-            type=int,
-            default=default_processes(),
-            metavar="N",
-            help="number of worker processes (default: %(default)s)",
-        )
-        source.add_argument("--overwrite", action="store_true", help="replace the data set of this number and name")
-        module.add_arguments(source)
+        _add_common_arguments(parser_of_kind, module.DEFAULT_NAME)
+        module.add_arguments(parser_of_kind)
+    combining = kinds.add_parser(combine.KIND, help=combine.DESCRIPTION, description=f"Combines {combine.DESCRIPTION}.")
+    combining.add_argument(
+        "dataset_ids", type=int, nargs="+", metavar="ID", help="numbers of converted data sets, at least two"
+    )
+    _add_common_arguments(combining, combine.DEFAULT_NAME)
+    combining.add_argument(
+        "--channel-names",
+        nargs="+",
+        metavar="NAME",
+        help="names of the channels in the new data set, for data sets that name the same channels differently",
+    )
+    combining.add_argument("--pool", action="store_true", help="put test parts into the cross-validation as well")
     return parser
+
+
+def _add_common_arguments(parser: argparse.ArgumentParser, default_name: str) -> None:
+    parser.add_argument(
+        "-d", dest="dataset_id", type=int, required=True, metavar="ID", help="number of the new data set, 1 to 999"
+    )
+    parser.add_argument("--name", default=default_name, help="name of the new data set (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, show the table, write nothing")
+    parser.add_argument(
+        "-np",
+        dest="n_processes",
+        type=int,
+        default=default_processes(),
+        metavar="N",
+        help="number of worker processes (default: %(default)s)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the data set of this number and name")
+    parser.add_argument(
+        "--fraction",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="convert a random share of the patients of each class, such as 0.1 (of the images, copies together, where "
+        "patients are unknown)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=42, metavar="N", help="chooses the share of --fraction (default: %(default)s)"
+    )
 
 
 def _convert(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = vars(build_parser().parse_args(arguments))
-    kind, source, dataset_id, name, dry_run, n_processes, overwrite = (options.pop(key) for key in _COMMON)
+    kind = options.pop("kind")
+    raw_folder = raw_folder_from_environment()
+    options.setdefault("source", raw_folder)  # `combine` reads from there
+    common = {name: options.pop(name) for name in _COMMON}
     others = (os.environ.get(variable) for variable in ("nnUNet_preprocessed", "nnUNet_results"))
     request = ConversionRequest(
-        source=source,
-        raw_folder=raw_folder_from_environment(),
-        dataset_id=dataset_id,
-        name=name,
-        dry_run=dry_run,
-        n_processes=n_processes,
-        overwrite=overwrite,
+        raw_folder=raw_folder,
         other_folders=tuple(Path(folder) for folder in others if folder),
+        **common,
     )
-    result = SOURCES[kind].convert(request, **options)
+    convert = combine.combine if kind == combine.KIND else SOURCES[kind].convert
+    result = convert(request, **options)
     print(f"\n{result.table}\n")
-    if dry_run:
+    if request.dry_run:
         print(f"Dry run: {result.n_cases} cases are in order, nothing was written.")
     else:
-        print(f"{result.n_cases} cases written to {result.folder}\n\n{next_commands(dataset_id)}")
+        print(f"{result.n_cases} cases written to {result.folder}\n")
+        print(next_commands(request.dataset_id, result.configuration))
     return 0
 
 
-def next_commands(dataset_id: int) -> str:
+def next_commands(dataset_id: int, configuration: str = "2d") -> str:
     """Returns the commands that follow a conversion, ready to be typed."""
     return (
         "Next, type:\n"
-        f"  nnUNetv2_plan_and_preprocess -d {dataset_id} -pl BrainTumPlanner -c 2d --verify_dataset_integrity\n"
-        f"  nnUNetv2_train {dataset_id} 2d 0 -p BrainTumPlans -tr nnUNetTrainerMultiTask\n"
-        f"  braintum_predict -d {dataset_id} -p BrainTumPlans -tr nnUNetTrainerMultiTask -c 2d -i INPUT -o OUTPUT"
+        f"  nnUNetv2_plan_and_preprocess -d {dataset_id} -pl BrainTumPlanner -c {configuration} "
+        "--verify_dataset_integrity\n"
+        f"  nnUNetv2_train {dataset_id} {configuration} 0 -p BrainTumPlans -tr nnUNetTrainerMultiTask\n"
+        f"  braintum_predict -d {dataset_id} -p BrainTumPlans -tr nnUNetTrainerMultiTask -c {configuration} "
+        "-i INPUT -o OUTPUT"
     )

@@ -37,6 +37,7 @@ from dataset_conversion.raw_dataset import (
     SourceError,
     inspect_cases,
 )
+from dataset_conversion.selection import select_fraction
 from dataset_conversion.splits import Splits, find_crossings, official_splits, patient_splits
 from dataset_conversion.summary import CaseReport, summary_table
 
@@ -136,7 +137,12 @@ def convert(request: ConversionRequest) -> ConversionResult:
     files = find_slices(request.source)
     fold_of_case = read_folds(request.source, files)
     reports = inspect_cases(inspect_slice, files, request)
-    cases = [report.case for report in reports]
+    cases = select_fraction([report.case for report in reports], request.fraction, request.seed)
+    chosen = {case.case for case in cases}
+    files = [file for file in files if file.case in chosen]
+    reports = [report for report in reports if report.case.case in chosen]
+    if fold_of_case is not None:
+        fold_of_case = {name: fold for name, fold in fold_of_case.items() if name in chosen}
     splits = make_splits(cases, fold_of_case)
     result = ConversionResult(dataset.folder, summary_table(reports, SCHEMA.class_names), len(cases))
     if request.dry_run:

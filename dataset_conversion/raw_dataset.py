@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,6 +58,8 @@ class ConversionRequest:
         overwrite: replace a data set of the same number and name.
         other_folders: further folders in which the number must not belong to another name: `nnUNet_preprocessed`
             and `nnUNet_results`. nnU-Net refuses a number that has two names.
+        fraction: the share of the patients (or groups, or cases) to convert, above 0, at most 1; see `selection.py`.
+        seed: chooses which, if `fraction` is below 1.
     """
 
     source: Path
@@ -68,6 +70,8 @@ class ConversionRequest:
     n_processes: int = field(default_factory=default_processes)
     overwrite: bool = False
     other_folders: tuple[Path, ...] = ()
+    fraction: float = 1.0
+    seed: int = 42
 
     def __post_init__(self) -> None:
         if not 1 <= self.dataset_id <= 999:
@@ -76,6 +80,8 @@ class ConversionRequest:
             raise ValueError(f"the name {self.name!r} may hold letters, digits, _ and - only; choose another --name")
         if self.n_processes < 1:
             raise ValueError(f"the number of processes has to be at least 1, not {self.n_processes}; change -np")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"the fraction has to be above 0 and at most 1, not {self.fraction:g}; change --fraction")
         if not self.source.is_dir():
             raise FileNotFoundError(f"{self.source}: no such folder; give the folder of the unpacked source")
 
@@ -93,11 +99,13 @@ class ConversionResult:
         folder: the data set's folder (not there after a dry run).
         table: the summary, plain text.
         n_cases: number of cases.
+        configuration: nnU-Net's configuration for the data: `2d` for slices, `3d_fullres` for volumes.
     """
 
     folder: Path
     table: str
     n_cases: int
+    configuration: str = "2d"
 
 
 @dataclass(frozen=True)
@@ -120,8 +128,24 @@ def raw_folder_from_environment() -> Path:
     return Path(value)
 
 
+def raise_problems(problems: Sequence[str], source: Path) -> None:
+    """Raises one error with all problems, each of which names file, fault and remedy; without problems, does nothing.
+
+    Raises:
+        SourceError: there is a problem.
+    """
+    if problems:
+        raise SourceError(
+            f"{len(problems)} problem(s) in {source}; nothing was written:\n"
+            + "\n".join(f"  - {problem}" for problem in problems)
+        )
+
+
 def inspect_cases(
-    inspect: Callable[[Item], Inspection], items: Sequence[Item], request: ConversionRequest
+    inspect: Callable[[Item], Inspection],
+    items: Sequence[Item],
+    request: ConversionRequest,
+    earlier_problems: Sequence[str] = (),
 ) -> list[CaseReport]:
     """Checks every case.
 
@@ -129,6 +153,7 @@ def inspect_cases(
         inspect: module-level function that reads one case.
         items: what it is called with.
         request: source and number of processes.
+        earlier_problems: what is already known to be wrong, to be reported together with the problems found here.
 
     Returns:
         The reports, in the order of the items.
@@ -138,11 +163,7 @@ def inspect_cases(
     """
     inspections = run_cases(inspect, items, request.n_processes, "checking")
     problems = [problem for inspection in inspections for problem in inspection.problems]
-    if problems:
-        raise SourceError(
-            f"{len(problems)} problem(s) in {request.source}; nothing was written:\n"
-            + "\n".join(f"  - {problem}" for problem in problems)
-        )
+    raise_problems([*earlier_problems, *problems], request.source)
     return [inspection.report for inspection in inspections if inspection.report is not None]
 
 
@@ -196,6 +217,8 @@ class RawDataset:
                         f"folder, or give its name: --name {other.name.removeprefix(prefix)}"
                     )
         state = {"kind": kind, "source": str(request.source.resolve()), "options": dict(options or {})}
+        if request.fraction < 1:
+            state["selection"] = {"fraction": request.fraction, "seed": request.seed}
         folder = request.raw_folder / request.dataset_name
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return cls(folder, folder, state, file_ending, resumes=False)
@@ -252,10 +275,11 @@ class RawDataset:
         """Returns where the label map of a case is written: labelsTr, or labelsTs for the source's test part."""
         return self.build_folder / ("labels" + _FOLDER_ENDINGS[case.split]) / f"{case.case}{self.file_ending}"
 
-    def is_done(self, case: Case, source: Path, n_channels: int = 1) -> bool:
-        """Tells whether all files of a case are there, and none is older than its source."""
+    def is_done(self, case: Case, source: Path | Iterable[Path], n_channels: int = 1) -> bool:
+        """Tells whether all files of a case are there, and none is older than its source (or one of its sources)."""
+        sources = [source] if isinstance(source, Path) else list(source)
         paths = [self.image_path(case, channel) for channel in range(n_channels)] + [self.label_path(case)]
-        changed = source.stat().st_mtime_ns
+        changed = max(path.stat().st_mtime_ns for path in sources)
         return all(path.is_file() and path.stat().st_mtime_ns >= changed for path in paths)
 
     def write_cases(self, write: Callable[[Item], None], items: Sequence[Item], n_processes: int) -> None:

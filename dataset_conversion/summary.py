@@ -52,6 +52,21 @@ def summary_table(reports: Sequence[CaseReport], class_names: Sequence[str], uni
     )
 
 
+def summary_notes(reports: Sequence[CaseReport]) -> str:
+    """Returns what the table does not show, one fact a line: test part, unknown masks, duplicates, no spacing."""
+    n_test = sum(report.case.split == "test" for report in reports)
+    n_unknown = sum(report.tumour_size is None for report in reports)
+    groups = Counter(report.case.group for report in reports if report.case.group)
+    n_without_spacing = sum(not report.case.spacing for report in reports)
+    facts = (
+        (n_test, f"{n_test} cases are the source's test part (imagesTs)"),
+        (n_unknown, f"{n_unknown} cases have no mask: their label map is the ignore label, they train the class only"),
+        (len(groups), f"{sum(groups.values())} cases are in {len(groups)} groups of images of the same slice"),
+        (n_without_spacing, f"{n_without_spacing} cases have no spacing: their distances are in pixels"),
+    )
+    return "\n".join(fact for number, fact in facts if number)
+
+
 def _row(name: str, reports: Sequence[CaseReport], unit: str) -> tuple[str, ...]:
     patients = {report.case.patient for report in reports if report.case.patient}
     sizes = [report.tumour_size for report in reports if report.tumour_size is not None]
