@@ -106,7 +106,7 @@ def synthetic_fingerprints(number: int, seed: int = 0) -> tuple[list[Fingerprint
             coarse = gaussian_filter(own, 4.0, truncate=3)[FINE // COARSE // 2 :: FINE // COARSE, :: FINE // COARSE]
             pictures = [_int8(fine), _int8(coarse[:COARSE, :COARSE])]
             prints.append(_print(len(prints), pictures))
-            if len(prints) % COPY_EVERY == 0:
+            if len(prints) % COPY_EVERY == 0 and len(prints) < number:
                 turned = [variant(picture, n_copies % N_VARIANTS) for picture in pictures]
                 prints.append(_print(len(prints), turned))
                 n_copies += 1

@@ -123,12 +123,19 @@ def _convert(arguments: Sequence[str] | None = None) -> int:
         print(f"Dry run: {result.n_cases} cases are in order, nothing was written.")
     else:
         print(f"{result.n_cases} cases written to {result.folder}\n")
-        print(next_commands(request.dataset_id, result.configuration))
+        print(next_commands(request.dataset_id, result.configuration, result.has_classes))
     return 0
 
 
-def next_commands(dataset_id: int, configuration: str = "2d") -> str:
+def next_commands(dataset_id: int, configuration: str = "2d", has_classes: bool = True) -> str:
     """Returns the commands that follow a conversion, ready to be typed."""
+    if not has_classes:
+        return (
+            "The data set has no classes, so nnU-Net's own trainer is the one for it. Next, type:\n"
+            f"  nnUNetv2_plan_and_preprocess -d {dataset_id} -pl BrainTumPlanner -c {configuration} "
+            "--verify_dataset_integrity\n"
+            f"  nnUNetv2_train {dataset_id} {configuration} 0 -p BrainTumPlans"
+        )
     return (
         "Next, type:\n"
         f"  nnUNetv2_plan_and_preprocess -d {dataset_id} -pl BrainTumPlanner -c {configuration} "

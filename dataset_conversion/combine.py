@@ -8,7 +8,8 @@ labels apart from the ignore label. Everything else is unified:
 - the ignore label is declared if one of them declares it, with one value;
 - cases, patients and groups get the data set's name in front where the same name occurs in two; patients of one name
   may be one person (editions of BraTS overlap), and share a group, so that no split separates them;
-- duplicates between the data sets share a group, and the splits are made anew.
+- duplicates between the data sets share a group, and the splits are made anew;
+- a test case without a label map has nothing to be measured against, and is left out.
 """
 
 import json
@@ -172,7 +173,9 @@ def combine(
     unit = "px" if first["file_ending"] == ".png" else "voxels"
     table = summary_table(reports, schema.class_names if schema else (), unit)
     configuration = "2d" if _is_2d(parts[0]) else "3d_fullres"
-    result = ConversionResult(dataset.folder, f"{table}\n{summary_notes(reports)}", len(cases), configuration)
+    result = ConversionResult(
+        dataset.folder, f"{table}\n{summary_notes(reports)}", len(cases), configuration, schema is not None
+    )
     if request.dry_run:
         return result
     dataset.begin(cases)
@@ -212,10 +215,18 @@ def read_part(raw_folder: Path, dataset_id: int) -> Part:
         raise SourceError(f"{folder / DATASET_FILE}: cannot be read ({error}); convert the data set again") from error
     if missing:
         raise SourceError(f"{folder / DATASET_FILE}: has no {', '.join(missing)}; convert the data set again")
-    cases = read_cases(folder / CASES_FILE, schema.class_names if schema else None)
+    part = Part(
+        folder,
+        content,
+        schema,
+        tuple(read_cases(folder / CASES_FILE, schema.class_names if schema else None).values()),
+    )
+    cases = tuple(case for case in part.cases if case.split != "test" or part.files(case)[-1].is_file())
     if not cases:
         raise SourceError(f"{folder / CASES_FILE}: holds no cases; convert the data set again")
-    return Part(folder, content, schema, tuple(cases.values()))
+    if len(cases) < len(part.cases):
+        logger.warning("%s: %d test cases without a label map are left out", folder, len(part.cases) - len(cases))
+    return replace(part, cases=cases)
 
 
 def _incompatibilities(parts: Sequence[Part], channel_names: Sequence[str] | None) -> list[str]:
@@ -278,10 +289,12 @@ def _dimension(path: Path) -> int:
 
 
 def _unify_classes(parts: Sequence[Part]) -> ClassSchema | None:
-    names = {canonical_name(name) for part in parts if part.schema for name in part.schema.class_names}
+    # a data set of one class declares none, but its rows name it: BraTS-GLI and BraTS-MEN make two
+    declared = {name for part in parts if part.schema for name in part.schema.class_names}
+    names = {canonical_name(name) for name in declared | {c.tumour_class for part in parts for c in part.cases} - {""}}
     if names - {UNSPECIFIC_CLASS, NEGATIVE_CLASS}:
         names.discard(UNSPECIFIC_CLASS)
-    return unified_schema(names) if names else None
+    return unified_schema(names) if len(names) > 1 else None
 
 
 def _unify_labels(parts: Sequence[Part]) -> dict[str, Any]:

@@ -100,12 +100,14 @@ class ConversionResult:
         table: the summary, plain text.
         n_cases: number of cases.
         configuration: nnU-Net's configuration for the data: `2d` for slices, `3d_fullres` for volumes.
+        has_classes: whether the data set declares classes.
     """
 
     folder: Path
     table: str
     n_cases: int
     configuration: str = "2d"
+    has_classes: bool = True
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,9 @@ def convert_volumes(
     lines = [summary_table(reports, classes, target.unit), *notes, *_remark_lines(remarks)]
     # a distance of slices that nobody knows is no ground for 3-D patches
     configuration = "3d_fullres" if target.slices is None and target.spacing_known else "2d"
-    result = ConversionResult(dataset.folder, "\n".join(lines), len(cases), configuration)
+    result = ConversionResult(
+        dataset.folder, "\n".join(lines), len(cases), configuration, "classification" in dataset_json
+    )
     if request.dry_run:
         return result
     dataset.begin(cases)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 from dataset_conversion import br35h, brisc, combine, figshare, kaggle4
 from dataset_conversion.cases import Case, ClassSchema, read_cases, write_cases
+from dataset_conversion.cli import next_commands
 from dataset_conversion.raw_dataset import STATE_FILE, SourceError
 from dataset_conversion.splits import check_splits
 
@@ -287,8 +289,32 @@ def test_data_sets_without_classes_can_be_combined(raw):
         change(raw, folder.name, classification=None)
         cases = read_cases(folder / "cases.csv").values()
         write_cases(folder / "cases.csv", [Case(case.case, patient=case.patient) for case in cases])
-    run(raw, 604, 605)
+    result = run(raw, 604, 605)
+    assert not result.has_classes
+    assert "nnUNetTrainerMultiTask" not in next_commands(700, "2d", result.has_classes)
     assert "classification" not in json.loads((raw / NAME / "dataset.json").read_text())
+
+
+def test_data_sets_of_one_class_each_make_two_classes(raw):
+    # as BraTS-GLI and BraTS-MEN: one class cannot be declared, but stands in cases.csv
+    change(raw, "Dataset604_Figshare", classification=None)
+    second = second_figshare(raw)
+    change(raw, second.name, classification=None)
+    for folder, tumour_class in ((raw / "Dataset604_Figshare", "glioma"), (second, "meningioma")):
+        rows = [replace(case, tumour_class=tumour_class) for case in read_cases(folder / "cases.csv").values()]
+        write_cases(folder / "cases.csv", rows)
+    run(raw, FIGSHARE, 605)
+    content = json.loads((raw / NAME / "dataset.json").read_text())
+    assert content["classification"]["class_names"] == ["glioma", "meningioma"]
+
+
+def test_test_cases_without_label_maps_are_left_out(raw, caplog):
+    folder = raw / "Dataset601_BRISC"
+    unlabelled = sorted((folder / "labelsTs").iterdir())[0]
+    unlabelled.unlink()
+    result = run(raw, BRISC, KAGGLE, channel_names=["MRI"])
+    assert result.n_cases == 43
+    assert "1 test cases without a label map are left out" in caplog.text
 
 
 def test_command(raw, monkeypatch, capsys):
