@@ -191,7 +191,7 @@ class BrainTumPlanner(ResEncUNetPlanner):
         plans_file = self.preprocessed_dataset_folder / f"{self.plans_identifier}.json"
         if not plans_file.is_file():
             return
-        planner = json.loads(plans_file.read_text()).get("experiment_planner_used")
+        planner = json.loads(plans_file.read_text(encoding="utf-8")).get("experiment_planner_used")
         if planner != type(self).__name__:
             raise ValueError(
                 f"{plans_file} was written by {planner}; give {type(self).__name__}'s plans another name with "
@@ -239,7 +239,7 @@ def _check_splits_unchanged(raw_folder: Path, preprocessed_folder: Path) -> None
         return
 
     def folds(file: Path) -> list[tuple[set[str], set[str]]]:
-        return [(set(fold["train"]), set(fold["val"])) for fold in json.loads(file.read_text())]
+        return [(set(fold["train"]), set(fold["val"])) for fold in json.loads(file.read_text(encoding="utf-8"))]
 
     expected = folds(raw)
     if folds(preprocessed)[: len(expected)] != expected:

@@ -37,8 +37,11 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_json_atomic(target: str | os.PathLike[str], content: Any) -> None:
-    """Writes `content` as indented JSON (UTF-8, keys in the given order)."""
-    text = json.dumps(content, indent=4, ensure_ascii=False) + "\n"
+    """Writes `content` as indented JSON, keys in the given order.
+
+    In ASCII: nnU-Net reads `dataset.json` in the encoding of the locale, whatever that is.
+    """
+    text = json.dumps(content, indent=4) + "\n"
     with atomic_path(target) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
 

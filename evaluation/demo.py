@@ -127,10 +127,10 @@ def _run(command: tuple[str, ...], environment: dict[str, str]) -> None:
 
 
 def _copy_held_out_images(raw: Path, fold: int, target: Path) -> Path:
-    splits = json.loads((raw / "splits_final.json").read_text())
+    splits = json.loads((raw / "splits_final.json").read_text(encoding="utf-8"))
     if not 0 <= fold < len(splits):
         raise ValueError(f"--fold {fold}: the data has the folds 0 to {len(splits) - 1}")
-    ending = json.loads((raw / "dataset.json").read_text())["file_ending"]
+    ending = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
     target.mkdir()
     for case in splits[fold]["val"]:
         shutil.copy(raw / "imagesTr" / f"{case}_0000{ending}", target)
@@ -143,7 +143,7 @@ def _print_results(raw: Path, predictions: Path, out: Path) -> None:
     from dataset_conversion.cases import read_cases
     from evaluation.held_out import evaluate_held_out, format_table
 
-    dataset_json = json.loads((raw / "dataset.json").read_text())
+    dataset_json = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
     result = evaluate_held_out(
         predictions, raw / "labelsTr", read_cases(raw / "cases.csv"), dataset_json, SimpleITKIO()
     )

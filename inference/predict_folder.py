@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -64,11 +65,15 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Options:
-    """How to predict; ``queue_length`` cases at most wait between reading, network and writing."""
+    """How to predict; ``queue_length`` cases at most wait between reading, network and writing.
+
+    ``num_threads`` is torch's number of threads, the one that nnU-Net's prediction would choose.
+    """
 
     aggregation: AggregationMode
     save_probabilities: bool
     queue_length: int
+    num_threads: int
 
 
 def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -156,7 +161,8 @@ def predict_folder(
         predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json, predictor.class_schema
     )
     ending = model.dataset_json["file_ending"]
-    options = _Options(aggregation, save_probabilities, queue_length=num_workers + 2)
+    num_threads = min(default_num_processes, torch.get_num_threads())
+    options = _Options(aggregation, save_probabilities, queue_length=num_workers + 2, num_threads=num_threads)
     cases, failed = find_cases(source, ending, model.num_channels)
     cases = dict(list(cases.items())[part_id::num_parts])
     failed = dict(list(failed.items())[part_id::num_parts])
@@ -179,6 +185,9 @@ def predict_folder(
     results = target / CLASSES_FILE
     predicted: list[str] = []
     with _executor(num_workers, len(todo)) as workers, tqdm(total=len(todo), disable=not show_progress) as bar:
+        # one number of threads for all: nnU-Net sets it within prediction and export, which here run at the same time
+        threads = torch.get_num_threads()
+        torch.set_num_threads(options.num_threads)
         try:
             for case, fault in _predict_cases(predictor, cases, todo, model, target, workers, options):
                 if fault is None:
@@ -192,7 +201,7 @@ def predict_folder(
                 "--continue_prediction"
             ) from error
         finally:
-            workers.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(threads)
     return PredictedFolder(predicted, skipped, failed, merge_case_results(classes_folder, results, model.schema))
 
 
@@ -219,23 +228,26 @@ def _predict_cases(
         fault = _fault(export)
         return case, None if fault is None else f"{target / case} could not be written: {fault}"
 
-    for _ in range(options.queue_length):
-        read_ahead()
-    while ahead:
-        case, preprocessing = ahead.popleft()
-        read_ahead()
-        if (fault := _fault(preprocessing)) is not None:
-            yield case, fault
-            continue
-        data, properties = preprocessing.result()
-        logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu().numpy()
-        verdict = aggregate(predictor.evidence, options.aggregation)
-        if len(exports) >= options.queue_length:  # results must not pile up in memory
+    try:
+        for _ in range(options.queue_length):
+            read_ahead()
+        while ahead:
+            case, preprocessing = ahead.popleft()
+            read_ahead()
+            if (fault := _fault(preprocessing)) is not None:
+                yield case, fault
+                continue
+            data, properties = preprocessing.result()
+            logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu().numpy()
+            verdict = aggregate(predictor.evidence, options.aggregation)
+            if len(exports) >= options.queue_length:  # results must not pile up in memory
+                yield finish_oldest_export()
+            exports.append((case, workers.submit(_export, logits, properties, model, target, case, verdict, options)))
+        while exports:
             yield finish_oldest_export()
-        export = workers.submit(_export, logits, properties, model, target, case, verdict, options.save_probabilities)
-        exports.append((case, export))
-    while exports:
-        yield finish_oldest_export()
+    finally:  # interrupted: what is predicted already is still written
+        for _, preprocessing in ahead:
+            preprocessing.cancel()
 
 
 def _executor(num_workers: int, num_cases: int) -> Executor:
@@ -293,7 +305,7 @@ def _export(
     target: Path,
     case: str,
     verdict: ClassVerdict,
-    save_probabilities: bool,
+    options: _Options,
 ) -> None:
     """Write all files of a case; its JSON comes last and says that the case is complete."""
     ending = model.dataset_json["file_ending"]
@@ -306,8 +318,8 @@ def _export(
             model.plans_manager,
             model.dataset_json,
             str(partial / case),
-            save_probabilities,
-            num_threads_torch=torch.get_num_threads(),
+            options.save_probabilities,
+            num_threads_torch=options.num_threads,
         )
         reader_writer = model.plans_manager.image_reader_writer_class()
         result = case_result(case, verdict, model.schema, partial / f"{case}{ending}", reader_writer)

@@ -115,7 +115,7 @@ def merge_case_results(classes_folder: Path, file: Path, schema: ClassSchema) ->
     results = []
     for case_file in sorted(classes_folder.glob("*.json")):
         try:
-            result = json.loads(case_file.read_text())
+            result = json.loads(case_file.read_text(encoding="utf-8"))
             matches = set(result["probabilities"]) == set(schema.class_names)
         except (json.JSONDecodeError, KeyError, TypeError):
             matches = False

@@ -141,5 +141,6 @@ def run_command(*command: str, **variables: str) -> subprocess.CompletedProcess[
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
+        encoding="utf-8",
         check=False,
     )

@@ -161,7 +161,7 @@ def test_patients_and_groups_on_both_sides(attribute, value, audit_command, data
 
 
 def test_a_case_listed_on_both_sides(audit_command, dataset):
-    splits = json.loads((dataset.folder / "splits_final.json").read_text())
+    splits = json.loads((dataset.folder / "splits_final.json").read_text(encoding="utf-8"))
     splits[1]["train"].append(splits[1]["val"][0])
     (dataset.folder / "splits_final.json").write_text(json.dumps(splits))
     code, content = audit_command()
@@ -332,7 +332,7 @@ def test_an_earlier_audit_is_replaced_and_nothing_else(folders, tmp_path, capsys
     (output / "audit.json").write_text('{"precious": 1}')
     assert main(arguments) == 1
     assert "holds no earlier audit" in capsys.readouterr().err
-    assert (output / "audit.json").read_text() == '{"precious": 1}'
+    assert (output / "audit.json").read_text(encoding="utf-8") == '{"precious": 1}'
 
 
 def test_the_default_output_folder(folders, tmp_path, monkeypatch):

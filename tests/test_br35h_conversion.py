@@ -38,7 +38,7 @@ def label(raw, case, end="Tr"):
 
 def annotations(source, part="TRAIN"):
     path = source / OUTLINED / part / f"annotations_{part.lower()}.json"
-    return path, json.loads(path.read_text())
+    return path, json.loads(path.read_text(encoding="utf-8"))
 
 
 def change_entry(source, name, **values):
@@ -66,7 +66,7 @@ def drawn(shape):
 
 def test_layout_classes_and_labels(source, raw):
     assert convert(request(source, raw)).n_cases == 15
-    content = json.loads((raw / NAME / "dataset.json").read_text())
+    content = json.loads((raw / NAME / "dataset.json").read_text(encoding="utf-8"))
     assert content["labels"] == {"background": 0, "tumour": 1, "ignore": 2}
     assert content["classification"] == {"class_names": ["tumor", "no_tumor"], "negative_class": "no_tumor"}
     cases = read_cases(raw / NAME / "cases.csv", ["tumor", "no_tumor"])
@@ -77,7 +77,7 @@ def test_layout_classes_and_labels(source, raw):
     assert [name for name, case in cases.items() if case.split == "test"] == ["br35h_y700"]
     assert cases["br35h_no12"].source == "no/No12.jpg"
     assert cases["br35h_y0"].source == f"{OUTLINED}/TRAIN/y0.jpg"
-    check_splits(json.loads((raw / NAME / "splits_final.json").read_text()), cases.values())
+    check_splits(json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8")), cases.values())
 
 
 def test_outlines_become_masks(source, raw):
@@ -159,7 +159,7 @@ def test_copies_share_a_group(source, raw):
 
 def test_official_split_validates_on_val(source, raw, caplog):
     convert(request(source, raw), official_split=True)
-    (split,) = json.loads((raw / NAME / "splits_final.json").read_text())
+    (split,) = json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8"))
     assert split["val"] == ["br35h_y500", "br35h_y501"]
     assert len(split["train"]) == 12
     assert "br35h_y700" not in split["train"]
@@ -177,7 +177,7 @@ def test_pool(source, raw):
     convert(request(source, raw), pool=True)
     cases = read_cases(raw / NAME / "cases.csv")
     assert {case.split for case in cases.values()} == {"train"}
-    check_splits(json.loads((raw / NAME / "splits_final.json").read_text()), cases.values())
+    check_splits(json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8")), cases.values())
     with pytest.raises(ValueError, match="--pool and --official-split contradict"):
         convert(request(source, raw), pool=True, official_split=True)
 
@@ -287,7 +287,7 @@ def test_real_images_pass_nnunets_integrity_check(raw, options):
     assert convert(request(source, raw), **options).n_cases == 180
     cases = read_cases(raw / NAME / "cases.csv").values()
     assert sum(case.tumour_class == "tumor" for case in cases) == 120
-    splits = json.loads((raw / NAME / "splits_final.json").read_text())
+    splits = json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8"))
     if "official_split" in options:
         assert len(splits[0]["val"]) == 20
     else:

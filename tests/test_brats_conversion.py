@@ -49,7 +49,7 @@ def request(source, raw, **options):
 
 
 def dataset_json(raw):
-    return json.loads((raw / NAME / "dataset.json").read_text())
+    return json.loads((raw / NAME / "dataset.json").read_text(encoding="utf-8"))
 
 
 def read(raw, path):
@@ -152,7 +152,7 @@ def test_new_naming_with_several_cohorts(tmp_path, raw):
     np.testing.assert_array_equal(
         sitk.GetArrayFromImage(read(raw, "imagesTr/BraTS-MEN-00001-000_0001.nii.gz")), sitk.GetArrayFromImage(original)
     )
-    splits = json.loads((raw / NAME / "splits_final.json").read_text())
+    splits = json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8"))
     check_splits(splits, cases.values())
 
 

@@ -51,7 +51,7 @@ def test_layout_and_dataset_json(source, raw):
         "imagesTs": 4,
         "labelsTs": 4,
     }
-    content = json.loads((folder / "dataset.json").read_text())
+    content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     assert content["labels"] == {"background": 0, "tumour": 1, "ignore": 2}
     assert content["channel_names"] == {"0": "T1"}
     assert (content["numTraining"], content["file_ending"]) == (16, ".png")
@@ -62,7 +62,7 @@ def test_layout_and_dataset_json(source, raw):
     }
     with Image.open(folder / "imagesTr" / "brisc2025_train_00001_gl_ax_t1_0000.png") as image:
         assert (image.mode, image.format, image.size) == ("L", "PNG", (76, 72))
-    splits = json.loads((folder / "splits_final.json").read_text())
+    splits = json.loads((folder / "splits_final.json").read_text(encoding="utf-8"))
     cases = read_cases(folder / "cases.csv", content["classification"]["class_names"])
     check_splits(splits, cases.values())
     assert len(splits) == 5
@@ -99,7 +99,7 @@ def test_tumour_without_mask_is_ignored_and_no_tumour_is_empty(source, raw):
 def test_ignore_label_is_declared_only_where_it_is_needed(source, raw):
     brisc_path(source, 4).unlink()
     convert(request(source, raw))
-    content = json.loads((raw / NAME / "dataset.json").read_text())
+    content = json.loads((raw / NAME / "dataset.json").read_text(encoding="utf-8"))
     assert content["labels"] == {"background": 0, "tumour": 1}
 
 
@@ -131,7 +131,7 @@ def test_pool_puts_the_test_part_into_the_splits_and_copies_on_one_side(source, 
     assert not (raw / NAME / "imagesTs").exists()
     cases = read_cases(raw / NAME / "cases.csv")
     assert {case.split for case in cases.values()} == {"train"}
-    check_splits(json.loads((raw / NAME / "splits_final.json").read_text()), cases.values())
+    check_splits(json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8")), cases.values())
     assert cases["brisc2025_test_00020_pi_ax_t1"].group == cases["brisc2025_train_00013_pi_ax_t1"].group != ""
     assert "leaks" not in caplog.text
 
@@ -144,7 +144,7 @@ def test_manifest_tells_what_names_do_not(source, raw):
         path.rename(path.with_name(f"scan14{path.suffix}"))
     old.rename(new)
     manifest = source / "manifest.csv"
-    manifest.write_text(manifest.read_text().replace(old.stem, "scan14"))
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace(old.stem, "scan14"))
     convert(request(source, raw))
     case = read_cases(raw / NAME / "cases.csv")["scan14"]
     assert (case.tumour_class, case.plane) == ("pituitary", "coronal")
@@ -325,7 +325,7 @@ def test_fraction_is_valid_reproducible_and_resumed_only_as_the_same(source, raw
     cases = read_cases(raw / NAME / "cases.csv")
     assert len(cases) in range(9, 13)
     assert {case.tumour_class for case in cases.values()} == {"glioma", "meningioma", "pituitary", "no_tumor"}
-    check_splits(json.loads((raw / NAME / "splits_final.json").read_text()), cases.values())
+    check_splits(json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8")), cases.values())
     convert(request(source, tmp_path / "again", fraction=0.5), pool=True)
     assert digest(raw) == digest(tmp_path / "again")
     convert(request(source, tmp_path / "other", fraction=0.5, seed=1), pool=True)
@@ -362,6 +362,6 @@ def test_real_images_pass_nnunets_integrity_check(raw, pool, caplog):
     assert all(case.plane for case in cases)
     assert len({case.group for case in cases} - {""}) > 30
     assert ("test part leaks" in caplog.text) is not pool
-    assert "ignore" not in json.loads((raw / NAME / "dataset.json").read_text())["labels"]
-    check_splits(json.loads((raw / NAME / "splits_final.json").read_text()), cases)
+    assert "ignore" not in json.loads((raw / NAME / "dataset.json").read_text(encoding="utf-8"))["labels"]
+    check_splits(json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8")), cases)
     verify_dataset_integrity(str(raw / NAME), num_processes=1)

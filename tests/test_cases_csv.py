@@ -122,8 +122,8 @@ def test_atomic_path_keeps_the_ending_and_replaces_at_the_end(tmp_path):
         assert partial.name.startswith(".")
         assert partial.name.endswith("image.nii.gz")
         partial.write_text("new")
-        assert target.read_text() == "old"
-    assert target.read_text() == "new"
+        assert target.read_text(encoding="utf-8") == "old"
+    assert target.read_text(encoding="utf-8") == "new"
     assert list(tmp_path.iterdir()) == [target]
 
 

@@ -46,7 +46,7 @@ def run(raw, *ids, channel_names=None, pool=False, **options):
 
 def change(raw, name, **values):
     path = raw / name / "dataset.json"
-    content = {**json.loads(path.read_text()), **values}
+    content = {**json.loads(path.read_text(encoding="utf-8")), **values}
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
@@ -59,7 +59,7 @@ def test_everything_of_two_data_sets_is_there(raw):
     result = run(raw, BRISC, KAGGLE, channel_names=["MRI"])
     folder = raw / NAME
     assert result.n_cases == 44
-    content = json.loads((folder / "dataset.json").read_text())
+    content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     assert content["channel_names"] == {"0": "MRI"}
     assert content["labels"] == {"background": 0, "tumour": 1, "ignore": 2}
     assert content["overwrite_image_reader_writer"] == "NaturalImage2DIO"
@@ -75,7 +75,7 @@ def test_everything_of_two_data_sets_is_there(raw):
         for kind, file in (("images", f"{name}_0000.png"), ("labels", f"{name}.png")):
             source = raw / origin / f"{kind}{end}" / file.replace(name, old)
             assert (folder / f"{kind}{end}" / file).read_bytes() == source.read_bytes()
-    check_splits(json.loads((folder / "splits_final.json").read_text()), cases.values())
+    check_splits(json.loads((folder / "splits_final.json").read_text(encoding="utf-8")), cases.values())
 
 
 def test_named_types_make_an_unspecific_tumour_unknown(raw, caplog):
@@ -105,7 +105,7 @@ def test_groups_reach_across_data_sets(raw):
         "brisc2025_test_00017_gl_ax_t1": "brisc2025_test_00017_gl_ax_t1",
         "brisc2025_train_00001_gl_ax_t1": "brisc2025_test_00017_gl_ax_t1",
     }
-    check_splits(json.loads((raw / NAME / "splits_final.json").read_text()), cases.values())
+    check_splits(json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8")), cases.values())
 
 
 def second_figshare(raw):
@@ -125,7 +125,7 @@ def test_equal_names_get_the_data_sets_name_and_equal_patients_stay_together(raw
     assert (first.patient, second.patient) == ("Figshare_P000", "Figshare2_P000")
     assert first.group == second.group != ""
     assert first.spacing == "3.92 3.92"
-    splits = json.loads((raw / NAME / "splits_final.json").read_text())
+    splits = json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8"))
     check_splits(splits, cases.values())
     assert len(splits) == 5
 
@@ -158,7 +158,7 @@ def test_ignore_label_gets_one_value(raw, ending):
         case = f"Figshare2_{case}"
     change(raw, first.name, labels={"background": 0, "tumour": 1, "ignore": 7})
     run(raw, *ids)
-    assert json.loads((raw / NAME / "dataset.json").read_text())["labels"]["ignore"] == 2
+    assert json.loads((raw / NAME / "dataset.json").read_text(encoding="utf-8"))["labels"]["ignore"] == 2
     new = raw / NAME / "labelsTr" / f"{case}{ending}"
     if ending == ".png":
         assert np.unique(pixels(new)).tolist() == [2]
@@ -256,7 +256,7 @@ def test_dry_run_pool_and_fraction(raw, tmp_path):
     cases = read_cases(raw / NAME / "cases.csv")
     assert {case.split for case in cases.values()} == {"train"}
     assert 15 < len(cases) < 21
-    check_splits(json.loads((raw / NAME / "splits_final.json").read_text()), cases.values())
+    check_splits(json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8")), cases.values())
     first = digest(raw / NAME)
     run(raw, BR35H, KAGGLE, pool=True, fraction=0.5, overwrite=True)
     assert digest(raw / NAME) == first
@@ -292,7 +292,7 @@ def test_data_sets_without_classes_can_be_combined(raw):
     result = run(raw, 604, 605)
     assert not result.has_classes
     assert "nnUNetTrainerMultiTask" not in next_commands(700, "2d", result.has_classes)
-    assert "classification" not in json.loads((raw / NAME / "dataset.json").read_text())
+    assert "classification" not in json.loads((raw / NAME / "dataset.json").read_text(encoding="utf-8"))
 
 
 def test_data_sets_of_one_class_each_make_two_classes(raw):
@@ -304,7 +304,7 @@ def test_data_sets_of_one_class_each_make_two_classes(raw):
         rows = [replace(case, tumour_class=tumour_class) for case in read_cases(folder / "cases.csv").values()]
         write_cases(folder / "cases.csv", rows)
     run(raw, FIGSHARE, 605)
-    content = json.loads((raw / NAME / "dataset.json").read_text())
+    content = json.loads((raw / NAME / "dataset.json").read_text(encoding="utf-8"))
     assert content["classification"]["class_names"] == ["glioma", "meningioma"]
 
 
@@ -347,5 +347,5 @@ def test_real_data_sets_pass_nnunets_integrity_check(tmp_path):
     # 30 images of yes have neither a mask nor, beside named types, a class
     assert run(raw, BR35H, KAGGLE).n_cases == 180 + 112 - 30
     cases = read_cases(raw / NAME / "cases.csv").values()
-    check_splits(json.loads((raw / NAME / "splits_final.json").read_text()), cases)
+    check_splits(json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8")), cases)
     verify_dataset_integrity(str(raw / NAME), num_processes=1)

@@ -127,7 +127,7 @@ def test_foreign_file_does_not_stop_other_commands(nnunet, capsys):
     foreign.write_text("class Mine: pass\n")
     assert run_command(lambda argv: None) == 0
     assert str(foreign) in capsys.readouterr().err
-    assert foreign.read_text() == "class Mine: pass\n"
+    assert foreign.read_text(encoding="utf-8") == "class Mine: pass\n"
 
 
 def test_wrong_nnunet_version_stops_before_main(nnunet, monkeypatch, capsys):

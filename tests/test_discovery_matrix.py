@@ -123,7 +123,7 @@ class Scratch:
         """Plan the data set with nnU-Net's command and return the plans, which are removed again."""
         self.run("nnUNetv2_plan_experiment", "-d", "511", "-pl", planner)
         file = self.preprocessed / f"{plans}.json"
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         file.unlink()
         return content
 

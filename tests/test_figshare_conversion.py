@@ -42,7 +42,7 @@ def request(source, raw, **options):
 
 
 def splits_of(raw):
-    return json.loads((raw / NAME / "splits_final.json").read_text())
+    return json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8"))
 
 
 def test_layout_and_dataset_json(source, raw):
@@ -57,7 +57,7 @@ def test_layout_and_dataset_json(source, raw):
         "splits_final.json",
     ]
     assert len(list((folder / "imagesTr").iterdir())) == len(list((folder / "labelsTr").iterdir())) == 12
-    content = json.loads((folder / "dataset.json").read_text())
+    content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     assert content["channel_names"] == {"0": "T1ce"}
     assert content["labels"] == {"background": 0, "tumour": 1}
     assert (content["numTraining"], content["file_ending"]) == (12, ".nii.gz")
@@ -361,7 +361,9 @@ def test_two_processes_write_the_same_bytes_as_one(source, raw, tmp_path):
 @pytest.mark.parametrize("seconds", [0.4, 1.5])
 def test_ctrl_c_ends_command_and_workers(seconds):
     code = (
-        "from dataset_conversion.parallel import run_cases\nfrom phantom_data import slow_case\n"
+        # of a shell in the background, children inherit that the signal is ignored
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from dataset_conversion.parallel import run_cases; from phantom_data import slow_case\n"
         "print('started', flush=True)\nrun_cases(slow_case, list(range(2000)), 2, 'test')"
     )
     path = os.pathsep.join(path for path in sys.path if path)

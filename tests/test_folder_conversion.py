@@ -57,7 +57,7 @@ def request(source, raw, **options):
 
 
 def dataset_json(raw):
-    return json.loads((raw / NAME / "dataset.json").read_text())
+    return json.loads((raw / NAME / "dataset.json").read_text(encoding="utf-8"))
 
 
 def read(raw, path):
@@ -150,7 +150,7 @@ def test_table_of_a_spreadsheet_with_other_columns(source, raw):
     ]  # fmt: skip
     assert "Rows of the table without a folder: P9." in result.table
     # both folders of patient A are on one side
-    for split in json.loads((raw / NAME / "splits_final.json").read_text()):
+    for split in json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8")):
         assert ("P_1" in split["val"]) == ("P2" in split["val"])
 
 

@@ -33,7 +33,7 @@ def raw(tmp_path):
 def test_layout_of_both_distributions(tmp_path, raw, sartaj):
     source = write_kaggle4(tmp_path / "source", sartaj)
     assert convert(request(source, raw)).n_cases == 24
-    content = json.loads((raw / NAME / "dataset.json").read_text())
+    content = json.loads((raw / NAME / "dataset.json").read_text(encoding="utf-8"))
     assert content["labels"] == {"background": 0, "tumour": 1, "ignore": 2}
     assert content["classification"] == {"class_names": CLASSES, "negative_class": "no_tumor"}
     assert content["numTraining"] == 16
@@ -42,7 +42,7 @@ def test_layout_of_both_distributions(tmp_path, raw, sartaj):
     names = [f"test_no_tumor_image_{number}" if sartaj else f"test_no_tumor_Te-no_000{number}" for number in (0, 1)]
     assert [name for name, case in cases.items() if (case.split, case.tumour_class) == ("test", "no_tumor")] == names
     assert len(list((raw / NAME / "imagesTs").iterdir())) == len(list((raw / NAME / "labelsTs").iterdir())) == 8
-    check_splits(json.loads((raw / NAME / "splits_final.json").read_text()), cases.values())
+    check_splits(json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8")), cases.values())
 
 
 def test_only_the_class_of_tumours_is_known(source, raw):
@@ -75,7 +75,7 @@ def test_copies_share_a_group_and_pool_keeps_them_on_one_side(source, raw, caplo
     convert(request(source, raw, overwrite=True), pool=True)
     cases = read_cases(raw / NAME / "cases.csv")
     assert not (raw / NAME / "imagesTs").exists()
-    check_splits(json.loads((raw / NAME / "splits_final.json").read_text()), cases.values())
+    check_splits(json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8")), cases.values())
 
 
 def test_copies_of_contradicting_classes_are_all_reported(source, raw):
@@ -121,7 +121,7 @@ def test_fraction_is_reproducible_and_splits_are_valid(source, raw, tmp_path):
     for case in cases.values():
         counts[case.split, case.tumour_class] += 1
     assert counts == {("train", name): 2 for name in CLASSES} | {("test", name): 1 for name in CLASSES}
-    check_splits(json.loads((raw / NAME / "splits_final.json").read_text()), cases.values())
+    check_splits(json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8")), cases.values())
     convert(request(source, tmp_path / "again", fraction=0.5))
     assert digest(raw) == digest(tmp_path / "again")
 
@@ -141,5 +141,5 @@ def test_real_images_pass_nnunets_integrity_check(raw, pool):
     assert convert(request(source, raw), pool=pool).n_cases == 112
     cases = read_cases(raw / NAME / "cases.csv", CLASSES).values()
     assert sum(case.split == "test" for case in cases) == (0 if pool else 32)
-    check_splits(json.loads((raw / NAME / "splits_final.json").read_text()), cases)
+    check_splits(json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8")), cases)
     verify_dataset_integrity(str(raw / NAME), num_processes=1)

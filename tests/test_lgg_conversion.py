@@ -43,7 +43,7 @@ def request(source, raw, **options):
 
 
 def dataset_json(raw):
-    return json.loads((raw / NAME / "dataset.json").read_text())
+    return json.loads((raw / NAME / "dataset.json").read_text(encoding="utf-8"))
 
 
 def test_a_patient_becomes_a_volume_of_three_channels_in_numerical_order(source, raw):
@@ -129,7 +129,7 @@ def test_slices_are_png_of_one_channel_each(source, raw):
     content = dataset_json(raw)
     assert content["classification"] == {"class_names": ["tumor", "no_tumor"], "negative_class": "no_tumor"}
     assert (content["file_ending"], content["overwrite_image_reader_writer"]) == (".png", "NaturalImage2DIO")
-    check_splits(json.loads((folder / "splits_final.json").read_text()), cases.values())
+    check_splits(json.loads((folder / "splits_final.json").read_text(encoding="utf-8")), cases.values())
 
 
 def test_tumour_slices_keep_the_class_of_the_patient(source, raw):

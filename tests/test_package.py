@@ -69,7 +69,9 @@ def test_commands_exist(setup_cfg):
         module, _, function = target.partition(":")
         path = REPOSITORY / (module.replace(".", "/") + ".py")
         assert path.is_file(), f"{name}: no module {module}"
-        defined = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+        defined = {
+            node.name for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)
+        }
         assert function in defined, f"{name}: {module} defines no {function}"
 
 

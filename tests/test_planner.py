@@ -15,7 +15,7 @@ from dataset_conversion.cases import ClassSchema
 
 
 def load(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -125,7 +125,7 @@ def test_what_stands_in_the_way_is_named(nnunet_folders: Any) -> None:
     (raw / "splits_final.json").write_text(json.dumps(splits[:1]))  # nnU-Net allows more folds in the copy
     plan(7)
 
-    cases = (raw / "cases.csv").read_text()
+    cases = (raw / "cases.csv").read_text(encoding="utf-8")
     (raw / "cases.csv").write_text(cases.replace("glioma", "gliosis"))
     with pytest.raises(ValueError, match=r"cases.csv, line 3: unknown class 'gliosis'.*meningioma, glioma, no_tumor"):
         plan(7)

@@ -80,8 +80,12 @@ def test_segmentations_equal_stock_prediction(
         assert array.shape == tuple(shape)
         np.testing.assert_array_equal(found[name], array)
         case = name.removesuffix(ending)
-        np.testing.assert_array_equal(
-            np.load(ours / f"{case}.npz")["probabilities"], np.load(stock / f"{case}.npz")["probabilities"]
+        # the softmax differs in the last bit with torch's number of threads, which stock sets differently for export
+        np.testing.assert_allclose(
+            np.load(ours / f"{case}.npz")["probabilities"],
+            np.load(stock / f"{case}.npz")["probabilities"],
+            rtol=0,
+            atol=2e-7,
         )
     assert any(array.any() for array in expected.values())
 
@@ -89,7 +93,7 @@ def test_segmentations_equal_stock_prediction(
         rows = {row["case"]: row for row in csv.DictReader(stream)}
     for name, array in found.items():
         case = name.removesuffix(ending)
-        result = json.loads((ours / "classes" / f"{case}.json").read_text())
+        result = json.loads((ours / "classes" / f"{case}.json").read_text(encoding="utf-8"))
         voxel = {2: 4.0, 3: 8.0}[len(shape)] if ending != ".png" else 1.0
         unit = "px" if ending == ".png" else {2: "mm2", 3: "mm3"}[len(shape)]
         assert (result["tumour_volume"], result["volume_unit"]) == (
@@ -228,7 +232,7 @@ def test_wrong_models_and_folders(model: Path, nnunet_folders: Any, tmp_path: Pa
     with pytest.raises(ValueError, match="other.json is no result of a model with the classes meningioma"):
         predict_folder(predictor, images, foreign.parent)
 
-    plans = json.loads((model / "plans.json").read_text())["plans_name"]
+    plans = json.loads((model / "plans.json").read_text(encoding="utf-8"))["plans_name"]
     stock = make_trainer(7, plans, trainer="nnUNetTrainer")
     stock.on_train_start()
     stock.save_checkpoint(str(Path(stock.output_folder) / "checkpoint_final.pth"))

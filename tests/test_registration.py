@@ -133,7 +133,7 @@ class TestFiles:
         bytecode.touch()
         assert [(pending.kind, pending.state) for pending in registration.status().pending] == [(kind, "outdated")]
         assert registration.register() == [shim]
-        assert shim.read_text() == registration.shim_text(kind)
+        assert shim.read_text(encoding="utf-8") == registration.shim_text(kind)
         assert not bytecode.exists()
 
     @pytest.mark.parametrize("content", ["class Mine: pass\n", "", f"# mine\n{registration.MARKER}\n"])
@@ -145,7 +145,7 @@ class TestFiles:
         assert not (nnunet / registration.SHIMS["planners"]).exists(), "checked before anything is written"
         with pytest.raises(CommandError, match="braintum_preprocessors.py was not written by"):
             registration.unregister()
-        assert foreign.read_text() == content
+        assert foreign.read_text(encoding="utf-8") == content
 
     def test_undo_keeps_ours_where_one_file_is_foreign(self, nnunet):
         registration.register()
@@ -198,7 +198,7 @@ class TestModules:
 
     def test_ext_trainer_is_the_same_module(self):
         (module,) = registration.EXT_TRAINER_FOLDER.glob("*.py")
-        assert module.read_text() == registration.shim_text("trainers")
+        assert module.read_text(encoding="utf-8") == registration.shim_text("trainers")
         assert module.name == Path(registration.SHIMS["trainers"]).name
 
     def test_shows_exported_classes_only(self, site):
@@ -217,7 +217,7 @@ class TestModules:
     def test_the_trap_is_real(self, site):
         site.register()
         lookup_file = site.folder / "braintum_commands" / "lookup.py"
-        text = lookup_file.read_text()
+        text = lookup_file.read_text(encoding="utf-8")
         guard = "sys.path[:] = [entry for entry in before if not _is_inside(entry, folder)]"
         assert guard in text
         lookup_file.write_text(text.replace(guard, "pass").replace("_check_origin(packages)", "pass"))
@@ -331,7 +331,9 @@ class TestRealClasses:
 
         folder = Path(nnunetv2.__path__[0])
         names = {name for kind in lookup.MODULES for name in classes(kind)}
-        stock = "\n".join(path.read_text() for path in folder.rglob("*.py") if not path.name.startswith("braintum_"))
+        stock = "\n".join(
+            path.read_text(encoding="utf-8") for path in folder.rglob("*.py") if not path.name.startswith("braintum_")
+        )
         assert [name for name in names if f"class {name}(" in stock or f"class {name}:" in stock] == []
 
     def test_nnunet_finds_trainers_in_the_ext_trainer_folder(self):

@@ -223,7 +223,7 @@ def test_fraction_of_figshare_keeps_the_authors_folds_and_patients(tmp_path):
     assert len(cases) == 12
     assert len({case.patient for case in cases.values()}) == 6
     assert len(list((folder / "imagesTr").iterdir())) == 12
-    splits = json.loads((folder / "splits_final.json").read_text())
+    splits = json.loads((folder / "splits_final.json").read_text(encoding="utf-8"))
     check_splits(splits, cases.values())
     # patient p has fold p % 3 + 1
     assert all(len({int(cases[name].patient[1:]) % 3 for name in split["val"]}) == 1 for split in splits)

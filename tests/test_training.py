@@ -54,7 +54,7 @@ def test_whole_training_and_resume_with_the_same_numbers(short_training: Any, mo
     expected_files = {"checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_best_joint.pth", "progress.png"}
     assert expected_files <= {file.name for file in folder.iterdir()}
     assert not list(folder.glob("*partial*"))
-    debug = json.loads((folder / "debug.json").read_text())
+    debug = json.loads((folder / "debug.json").read_text(encoding="utf-8"))
     assert (debug["num_epochs"], debug["num_iterations_per_epoch"], debug["seed"]) == ("3", "2", "3")
     reference = torch.load(folder / "checkpoint_final.pth", weights_only=True)
     assert reference["current_epoch"] == 3
@@ -99,7 +99,7 @@ def test_whole_training_and_resume_with_the_same_numbers(short_training: Any, mo
         probabilities = [float(row[f"probability_{name}"]) for name in ("meningioma", "glioma", "no_tumor")]
         assert sum(probabilities) == pytest.approx(1, abs=1e-5)
         assert float(row["confidence"]) == pytest.approx(max(probabilities), abs=1e-6)
-    report = json.loads((folder / "validation" / "classification.json").read_text())
+    report = json.loads((folder / "validation" / "classification.json").read_text(encoding="utf-8"))
     correct = sum(row["true_class"] == row["predicted_class"] for row in rows)
     assert report["accuracy"] == pytest.approx(correct / 4) and np.sum(report["confusion_matrix"]) == 4
     assert (folder / "validation" / "summary.json").is_file()
@@ -124,7 +124,7 @@ def test_stock_plans(short_training: Any, planner: str, shape: tuple[int, ...], 
     plans = plan_and_preprocess(7, planner, configuration)
     trainer = start(make_trainer(7, plans, configuration))
     assert all(np.isfinite(value) for value in one_epoch(trainer).values())
-    written = json.loads((Path(trainer.output_folder_base) / "plans.json").read_text())
+    written = json.loads((Path(trainer.output_folder_base) / "plans.json").read_text(encoding="utf-8"))
     assert written["classification"]["class_names"] == ["meningioma", "glioma", "no_tumor"]
 
 
@@ -217,7 +217,7 @@ def test_overfits_a_handful_of_cases(short_training: Any, monkeypatch: pytest.Mo
 
 def test_no_classes_no_training(short_training: Any) -> None:
     raw = write_dataset(short_training.raw, 7)
-    dataset_json = json.loads((raw / "dataset.json").read_text())
+    dataset_json = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
     del dataset_json["classification"]
     (raw / "dataset.json").write_text(json.dumps(dataset_json))
     plans = plan_and_preprocess(7)
@@ -229,7 +229,7 @@ def test_labels_are_found_and_checked(short_training: Any) -> None:
     raw = write_dataset(short_training.raw, 7)
     plans = plan_and_preprocess(7)
     copied = short_training.preprocessed / "Dataset007_Tiny" / "cases.csv"
-    rows = copied.read_text()
+    rows = copied.read_text(encoding="utf-8")
     copied.write_text(rows.replace("glioma", "gliosis"))
     with pytest.raises(ValueError, match=r"cases.csv, line 3: unknown class 'gliosis'"):
         make_trainer(7, plans).on_train_start()
