@@ -107,12 +107,10 @@ def convert(request: ConversionRequest, pool: bool = False, official_split: bool
         raise ValueError("--pool and --official-split contradict each other; give one of them")
     dataset = RawDataset.open(request, KIND, {"pool": pool, "official_split": official_split}, FILE_ENDING)
     listing, validation = list_images(request.source)
-    if pool:
-        listing.items = [replace(item, case=replace(item.case, split="train")) for item in listing.items]
     make_splits: Callable[[Sequence[Case]], Splits] = (
         partial(validate_on, validation) if official_split else patient_splits
     )
-    return convert_images(request, dataset, listing, DATASET_JSON, make_splits)
+    return convert_images(request, dataset, listing, DATASET_JSON, pool, make_splits)
 
 
 def validate_on(validation: frozenset[str], cases: Sequence[Case]) -> Splits:

@@ -20,7 +20,7 @@ import csv
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -122,9 +122,7 @@ def convert(request: ConversionRequest, pool: bool = False) -> ConversionResult:
     """
     dataset = RawDataset.open(request, KIND, {"pool": pool}, FILE_ENDING)
     listing = list_images(request.source)
-    if pool:
-        listing.items = [replace(item, case=replace(item.case, split="train")) for item in listing.items]
-    return convert_images(request, dataset, listing, DATASET_JSON)
+    return convert_images(request, dataset, listing, DATASET_JSON, pool)
 
 
 def list_images(source: Path) -> Listing:

@@ -12,7 +12,6 @@ without a tumour have an empty mask. Many images occur more than once, also in b
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +72,7 @@ def convert(request: ConversionRequest, pool: bool = False) -> ConversionResult:
     """
     dataset = RawDataset.open(request, KIND, {"pool": pool}, FILE_ENDING)
     listing = list_images(request.source)
-    if pool:
-        listing.items = [replace(item, case=replace(item.case, split="train")) for item in listing.items]
-    return convert_images(request, dataset, listing, DATASET_JSON)
+    return convert_images(request, dataset, listing, DATASET_JSON, pool)
 
 
 def list_images(source: Path) -> Listing:

@@ -240,6 +240,7 @@ def convert_images(
     dataset: RawDataset,
     listing: Listing,
     dataset_json: Mapping[str, Any],
+    pool: bool = False,
     make_splits: Callable[[Sequence[Case]], Splits] = patient_splits,
 ) -> ConversionResult:
     """Checks and converts what a converter found.
@@ -249,12 +250,15 @@ def convert_images(
         dataset: the opened target.
         listing: the images.
         dataset_json: the content of `dataset.json` without labels; `classification` holds the classes.
+        pool: take the test part for training as well.
         make_splits: makes the splits of the chosen cases.
 
     Raises:
         SourceError: the source has faults; all of them are listed, and nothing is written.
     """
     items = sorted(listing.items, key=lambda item: item.case.case)
+    if pool:
+        items = [replace(item, case=replace(item.case, split="train")) for item in items]
     paths = [item.path for item in items]
     problems = listing.problems + contradicting_classes([item.case for item in items], paths)
     reports = inspect_cases(inspect_image, items, request, problems)
