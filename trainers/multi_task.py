@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -204,7 +203,7 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
         if self.seed is None:
             return super().get_dataloaders()
         num_processes = get_allowed_n_proc_DA()
-        with _environment(nnUNet_n_proc_DA="0"):  # gives the loaders without worker processes
+        with patch.dict(os.environ, nnUNet_n_proc_DA="0"):  # gives the loaders without worker processes
             training, validation = super().get_dataloaders()
         first_epoch, pin_memory = self.current_epoch, self.device.type == "cuda"
         return (
@@ -439,10 +438,3 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
                 f"{metrics['majority_rate']:.4f})",
                 also_print_to_console=True,
             )
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """Environment variables set for the duration of the block."""
-    with patch.dict(os.environ, variables):
-        yield
