@@ -25,19 +25,25 @@ def _training_cases(cases: Iterable[Case]) -> list[Case]:
 
 
 def group_cases(cases: Iterable[Case]) -> list[list[str]]:
-    """Sorts cases into groups that have to stay together.
-
-    Cases that share a patient or a (non-empty) group belong together, also through others: a – patient 1 – b –
-    group x – c makes one group of a, b and c. A case with neither is a group of its own.
+    """Sorts training cases into groups that have to stay together: see `tied_cases`.
 
     Args:
         cases: all cases; those of the source's test part (`split == "test"`) are left out.
 
-    Returns:
-        The groups' case names, sorted within and by their first.
-
     Raises:
         ValueError: a case occurs twice.
+    """
+    return tied_cases(_training_cases(cases))
+
+
+def tied_cases(cases: Iterable[Case]) -> list[list[str]]:
+    """Sorts cases into groups that are not independent of each other.
+
+    Cases that share a patient or a (non-empty) group belong together, also through others: a – patient 1 – b –
+    group x – c makes one group of a, b and c. A case with neither is a group of its own.
+
+    Returns:
+        The groups' case names, sorted within and by their first.
     """
     parent: dict[tuple[str, str], tuple[str, str]] = {}
 
@@ -48,7 +54,7 @@ def group_cases(cases: Iterable[Case]) -> list[list[str]]:
             node = parent[node]
         return node
 
-    chosen = _training_cases(cases)
+    chosen = sorted(cases, key=lambda case: case.case)
     for case in chosen:
         node = ("case", case.case)
         for tie in (("patient", case.patient), ("group", case.group)):

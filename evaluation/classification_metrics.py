@@ -1,57 +1,123 @@
-"""Metrics of the predicted tumour type, from scikit-learn."""
+"""Metrics of the predicted tumour type, from scikit-learn and torchmetrics."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import (
+    average_precision_score,
+    confusion_matrix,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
+
+CALIBRATION_BINS = 15
 
 
 def classification_metrics(
-    labels: Sequence[int], predictions: Sequence[int], class_names: Sequence[str]
+    labels: Sequence[int] | np.ndarray,
+    predictions: Sequence[int] | np.ndarray,
+    class_names: Sequence[str],
+    probabilities: Sequence[Sequence[float]] | np.ndarray | None = None,
+    weights: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Accuracy, balanced accuracy, macro-F1, confusion matrix and figures per class.
+    """Figures of all classes and of each class against the rest; with probabilities, ranking and calibration too.
 
     A class that neither occurs nor is predicted has no F1 (None) and stays out of the means; balanced accuracy is the
-    mean sensitivity over the classes that occur.
+    mean sensitivity over the classes that occur. AUC and average precision of a class need cases of it and cases of
+    others; otherwise they are None and stay out of the macro means.
 
     Args:
         labels: true class of each case, as an index into ``class_names``.
         predictions: predicted class of each case.
         class_names: all classes of the model.
+        probabilities: (cases, classes), each row summing to one; AUC, average precision, Brier score and calibration
+            error come from these alone, everything else from ``predictions``.
+        weights: (cases,), how often each case counts, such as in a bootstrap sample; integers. None counts each once.
 
     Returns:
-        ``num_cases``, ``accuracy``, ``balanced_accuracy``, ``macro_f1`` (NaN without cases), ``majority_rate`` (share
-        of the most frequent class: what a guess reaches), ``confusion_matrix`` (rows true, columns predicted) and
-        ``per_class`` with ``sensitivity``, ``precision``, ``f1`` and ``num_cases``.
+        ``num_cases``, ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``weighted_f1`` (by the cases of a class),
+        ``majority_rate`` (share of the most frequent class: what a guess reaches), NaN without cases;
+        ``confusion_matrix`` (rows true, columns predicted) and ``per_class`` with ``sensitivity``, ``specificity``,
+        ``precision``, ``f1`` and ``num_cases``. With probabilities also ``macro_auc`` and
+        ``macro_average_precision`` with ``num_ranked_classes``, over which these two are means; ``brier_score``, the
+        mean over cases of the squared differences summed over all classes (0 to 2: twice the binary score for two
+        classes; Brier 1950); ``calibration_error``, the expected calibration error of the top class over 15 bins of
+        equal width (Guo et al. 2017, eq. 3); and ``auc`` and ``average_precision`` of each class.
 
     Raises:
-        ValueError: lists of different lengths.
+        ValueError: lists of different lengths, a class that is none, weights that are no counts, or rows that are no
+            probabilities.
     """
     if len(labels) != len(predictions):
         raise ValueError(f"{len(labels)} labels but {len(predictions)} predictions")
+    true, predicted = np.asarray(labels, dtype=np.int64), np.asarray(predictions, dtype=np.int64)
+    concerned = np.concatenate([true, predicted])
+    if ((concerned < 0) | (concerned >= len(class_names))).any():
+        raise ValueError(f"classes have to be 0 to {len(class_names) - 1}; leave out cases whose class is not known")
+    scores = None if probabilities is None else _checked(probabilities, len(true), len(class_names))
+    if weights is not None:
+        # repeated rather than weighted: one meaning for every figure, those of libraries without weights included
+        repeated = repeated_cases(weights, len(true))
+        true, predicted = true[repeated], predicted[repeated]
+        scores = None if scores is None else scores[repeated]
+    metrics = _figures_of_predictions(true, predicted, class_names)
+    if scores is not None:
+        overall, per_class = _figures_of_probabilities(true, scores)
+        metrics |= overall
+        for index, name in enumerate(class_names):
+            metrics["per_class"][name] |= {key: _defined(values[index]) for key, values in per_class.items()}
+    return metrics
+
+
+def repeated_cases(weights: np.ndarray, num_cases: int) -> np.ndarray:
+    """Index of every case as often as it counts.
+
+    Args:
+        weights: (cases,), integers of at least 0.
+        num_cases: how many there have to be.
+
+    Raises:
+        ValueError: ``weights`` are no such integers, or too many or few.
+    """
+    weights = np.asarray(weights)
+    if weights.shape != (num_cases,) or weights.dtype.kind not in "iu" or (weights < 0).any():
+        raise ValueError(
+            f"weights have to be {num_cases} integers of at least 0, one a case, not {weights.dtype} of shape "
+            f"{weights.shape}"
+        )
+    return np.repeat(np.arange(num_cases), weights)
+
+
+def _figures_of_predictions(labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
     indices = list(range(len(class_names)))
-    if not len(labels):
-        nothing = {name: {"sensitivity": None, "precision": None, "f1": None, "num_cases": 0} for name in class_names}
-        empty = [[0] * len(class_names) for _ in class_names]
-        undefined = dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "majority_rate"), float("nan"))
-        return {"num_cases": 0, **undefined, "confusion_matrix": empty, "per_class": nothing}
-    matrix = confusion_matrix(labels, predictions, labels=indices)
-    precision, sensitivity, f1, support = precision_recall_fscore_support(
-        labels, predictions, labels=indices, zero_division=np.nan
-    )
-    concerned = matrix.sum(0) + matrix.sum(1) > 0
-    f1 = np.where(concerned, np.nan_to_num(f1), np.nan)  # a class never predicted has no precision, but an F1 of zero
+    if len(labels):
+        matrix = confusion_matrix(labels, predictions, labels=indices)
+        precision, sensitivity, f1, support = precision_recall_fscore_support(
+            labels, predictions, labels=indices, zero_division=np.nan
+        )
+    else:
+        matrix = np.zeros((len(indices), len(indices)), dtype=np.int64)
+        support = matrix.sum(1)
+        precision = sensitivity = f1 = np.full(len(indices), np.nan)
+    predicted = matrix.sum(0)
+    # a class never predicted has no precision, but an F1 of zero
+    f1 = np.where(predicted + support > 0, np.nan_to_num(f1), np.nan)
+    others = matrix.sum() - support
+    true_negatives = others - predicted + np.diagonal(matrix)
+    specificity = np.divide(true_negatives, others, out=np.full(len(indices), np.nan), where=others > 0)
     return {
         "num_cases": len(labels),
-        "accuracy": float(np.trace(matrix) / matrix.sum()),
-        "balanced_accuracy": float(sensitivity[support > 0].mean()),
-        "macro_f1": float(np.nanmean(f1)),
-        "majority_rate": float(support.max() / support.sum()),
+        "accuracy": _ratio(np.trace(matrix), matrix.sum()),
+        "balanced_accuracy": _mean(sensitivity),
+        "macro_f1": _mean(f1),
+        "weighted_f1": _ratio(np.sum(np.nan_to_num(f1) * support), support.sum()),
+        "majority_rate": _ratio(support.max(), support.sum()),
         "confusion_matrix": matrix.tolist(),
         "per_class": {
             name: {
                 "sensitivity": _defined(sensitivity[index]),
+                "specificity": _defined(specificity[index]),
                 "precision": _defined(precision[index]),
                 "f1": _defined(f1[index]),
                 "num_cases": int(support[index]),
@@ -59,6 +125,65 @@ def classification_metrics(
             for index, name in enumerate(class_names)
         },
     }
+
+
+def _figures_of_probabilities(labels: np.ndarray, scores: np.ndarray) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Overall figures, and (classes,) arrays of figures per class, NaN where undefined."""
+    is_class = labels[:, None] == np.arange(scores.shape[1])  # (cases, classes)
+    ranked = is_class.any(0) & ~is_class.all(0)
+    auc, average_precision = np.full((2, scores.shape[1]), np.nan)
+    if ranked.any():  # then of two classes at least: where one has others, one of these has others too
+        auc[ranked] = roc_auc_score(is_class[:, ranked], scores[:, ranked], average=None)
+        average_precision[ranked] = average_precision_score(is_class[:, ranked], scores[:, ranked], average=None)
+    overall = {
+        "macro_auc": _mean(auc),
+        "macro_average_precision": _mean(average_precision),
+        "num_ranked_classes": int(ranked.sum()),
+        "brier_score": _ratio(np.sum((scores - is_class) ** 2), len(labels)),
+        "calibration_error": _calibration_error(labels, scores),
+    }
+    return overall, {"auc": auc, "average_precision": average_precision}
+
+
+def _calibration_error(labels: np.ndarray, scores: np.ndarray) -> float:
+    if not len(labels):
+        return float("nan")
+    import torch  # with torchmetrics, seconds that nobody should wait for who evaluates no probabilities
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    return float(
+        multiclass_calibration_error(
+            torch.from_numpy(scores),
+            torch.from_numpy(labels),
+            num_classes=scores.shape[1],
+            n_bins=CALIBRATION_BINS,
+            validate_args=False,
+        )
+    )
+
+
+def _checked(probabilities: Sequence[Sequence[float]] | np.ndarray, num_cases: int, num_classes: int) -> np.ndarray:
+    scores = np.asarray(probabilities, dtype=np.float64)
+    if scores.shape != (num_cases, num_classes) and (num_cases or scores.size):
+        raise ValueError(
+            f"probabilities of shape {scores.shape}; {num_cases} cases and {num_classes} classes need "
+            f"({num_cases}, {num_classes})"
+        )
+    scores = scores.reshape(num_cases, num_classes)  # an empty list has no columns
+    # torchmetrics takes anything else for logits, without a word
+    if not ((scores >= 0) & (scores <= 1)).all() or (abs(scores.sum(1) - 1) > 1e-3).any():
+        raise ValueError("probabilities of each case have to lie between 0 and 1 and to sum to one; apply a softmax")
+    return scores
+
+
+def _mean(values: np.ndarray) -> float:
+    """Over the values that are defined; NaN without any."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole else float("nan")
 
 
 def _defined(value: float) -> float | None:

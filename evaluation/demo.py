@@ -66,7 +66,18 @@ def demo(argv: list[str] | None = None) -> int:
         *("braintum_predict", "-i", str(held_out), "-o", str(predictions), "-d", dataset, "-c", "2d"),
         *("-p", plans, "-tr", trainer, "-f", str(args.fold), "-device", device),
     )
-    _print_results(raw, predictions, out)
+    run(
+        *("braintum_evaluate", "-p", str(predictions), "-g", str(raw / "labelsTr"), "--partial"),
+        *("-o", str(out / "evaluation"), "-np", processes),
+    )
+    model = next((out / "nnUNet_results").glob("*/*"))
+    print(
+        f"\nmodel          {model}\n"
+        f"training curve {next(model.glob('fold_*/progress.png'))}\n"
+        f"segmentations  {predictions}\n"
+        f"classes        {predictions / 'classes.csv'}\n"
+        f"figures        {out / 'evaluation'}"
+    )
     return 0
 
 
@@ -135,27 +146,6 @@ def _copy_held_out_images(raw: Path, fold: int, target: Path) -> Path:
     for case in splits[fold]["val"]:
         shutil.copy(raw / "imagesTr" / f"{case}_0000{ending}", target)
     return target
-
-
-def _print_results(raw: Path, predictions: Path, out: Path) -> None:
-    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-
-    from dataset_conversion.cases import read_cases
-    from evaluation.held_out import evaluate_held_out, format_table
-
-    dataset_json = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
-    result = evaluate_held_out(
-        predictions, raw / "labelsTr", read_cases(raw / "cases.csv"), dataset_json, SimpleITKIO()
-    )
-    _step("held-out cases; one row a true class, on the right what they were predicted as")
-    print(format_table(result))
-    model = next((out / "nnUNet_results").glob("*/*"))
-    print(
-        f"\nmodel          {model}\n"
-        f"training curve {next(model.glob('fold_*/progress.png'))}\n"
-        f"segmentations  {predictions}\n"
-        f"classes        {predictions / 'classes.csv'}"
-    )
 
 
 def main() -> int:
