@@ -79,7 +79,8 @@ class CaseTable:
     @cached_property
     def has_truth(self) -> np.ndarray:
         """Cases with any voxel that is not ignored, (cases,) bool."""
-        return sum(self.metric(self.whole_tumour, name) for name in ("TP", "FP", "FN", "TN")) > 0
+        counts = [self.metric(self.whole_tumour, name) for name in ("TP", "FP", "FN", "TN")]
+        return np.sum(counts, axis=0) > 0
 
     @cached_property
     def predicted_volume(self) -> np.ndarray:
