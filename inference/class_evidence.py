@@ -70,12 +70,15 @@ class ClassVerdict:
         per_fold: (folds, classes).
         fold_spread: (classes,), standard deviation over folds; NaN with one fold.
         mirror_spread: (classes,), standard deviation over mirrors, folds averaged; NaN without mirroring.
+        tumour_evidence: weight of the case among those of its patient: the weights of its windows, summed over windows
+            and averaged over mirrors and folds. Cases weighted by it agree as their windows together would.
     """
 
     probabilities: np.ndarray
     per_fold: np.ndarray
     fold_spread: np.ndarray
     mirror_spread: np.ndarray
+    tumour_evidence: float
 
 
 def aggregate(folds: Sequence[FoldEvidence], mode: AggregationMode = "weighted") -> ClassVerdict:
@@ -103,6 +106,7 @@ def aggregate(folds: Sequence[FoldEvidence], mode: AggregationMode = "weighted")
         per_fold=per_fold,
         fold_spread=per_fold.std(0, ddof=1) if len(folds) > 1 else missing,
         mirror_spread=per_mirror.mean(0).std(0, ddof=1) if per_mirror.shape[1] > 1 else missing,
+        tumour_evidence=float(mirror_weight.mean()),
     )
 
 

@@ -18,7 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="braintum_predict",
         description="Predict segmentation and tumour type of every case in a folder, with nnU-Net's preprocessing, "
         "sliding window and mirroring. Writes the segmentations that nnUNetv2_predict would write, "
-        "classes/<case>.json and classes.csv.",
+        "classes/<case>.json and classes.csv; with --cases also patients.csv.",
     )
     parser.add_argument("-i", required=True, metavar="INPUT", help="folder of images named CASE_0000.<ending>, …")
     parser.add_argument("-o", required=True, metavar="OUTPUT", help="output folder")
@@ -44,6 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "-aggregation", default="weighted", choices=AGGREGATION_MODES, help="of class evidence; default: %(default)s"
+    )
+    parser.add_argument(
+        "--cases",
+        metavar="CASES_CSV",
+        help="cases.csv with a row a case: also write patients.csv, the cases of each patient together",
     )
     parser.add_argument("--disable_progress_bar", action="store_true")
     parser.add_argument("--verbose", action="store_true")
@@ -85,6 +90,7 @@ def predict(argv: list[str] | None = None) -> int:
     import torch  # late: "-h" and a mistyped flag should answer at once
 
     from inference.joint_predictor import JointPredictor
+    from inference.patients import PATIENTS_FILE
     from inference.predict_folder import CLASSES_FILE, predict_folder
 
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -113,6 +119,7 @@ def predict(argv: list[str] | None = None) -> int:
         part_id=args.part_id,
         num_workers=num_workers,
         aggregation=args.aggregation,
+        cases_file=args.cases,
         arguments=vars(args),
         show_progress=not args.disable_progress_bar,
     )
@@ -120,6 +127,8 @@ def predict(argv: list[str] | None = None) -> int:
     print(
         f"{len(outcome.predicted)} cases predicted{skipped}; {outcome.listed} listed in {Path(args.o) / CLASSES_FILE}"
     )
+    if outcome.patients is not None:
+        print(f"{outcome.patients} patients listed in {Path(args.o) / PATIENTS_FILE}")
     for case, fault in outcome.failed.items():
         print(f"not predicted: {case}: {fault}", file=sys.stderr)
     return EXIT_SOME_CASES_FAILED if outcome.failed else 0

@@ -21,11 +21,13 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tqdm import tqdm
 
+from architectures.input_channels import num_network_channels
 from dataset_conversion.atomic import write_json_atomic
 from dataset_conversion.cases import ClassSchema
 from dataset_conversion.parallel import prepare_worker
 from inference.class_evidence import AggregationMode, ClassVerdict, aggregate
 from inference.joint_predictor import JointPredictor
+from inference.patients import PATIENTS_FILE, merge_patients, read_patients
 from inference.results import case_result, merge_case_results
 
 CLASSES_FOLDER = "classes"
@@ -41,12 +43,14 @@ class PredictedFolder:
         skipped: cases that were there already.
         failed: case → what is wrong with it.
         listed: rows of ``classes.csv``, earlier and parallel runs included.
+        patients: rows of ``patients.csv``; None if none were asked for.
     """
 
     predicted: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     listed: int = 0
+    patients: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,7 @@ def predict_folder(
     part_id: int = 0,
     num_workers: int = 0,
     aggregation: AggregationMode = "weighted",
+    cases_file: str | os.PathLike[str] | None = None,
     arguments: dict[str, Any] | None = None,
     show_progress: bool = True,
 ) -> PredictedFolder:
@@ -143,13 +148,14 @@ def predict_folder(
         part_id: which of them this is, from 0.
         num_workers: processes for reading, preprocessing and writing; 0 for threads of this process.
         aggregation: see :func:`inference.class_evidence.aggregate`.
+        cases_file: a ``cases.csv``; its column ``patient`` makes ``patients.csv`` of all cases in the output folder.
         arguments: recorded in ``predict_from_raw_data_args.json``.
         show_progress: a bar over the cases.
 
     Raises:
-        FileNotFoundError: see :func:`find_cases`.
-        ValueError: input and output are one folder, the output holds results of a model with other classes, or the
-            model is the second stage of a cascade.
+        FileNotFoundError: see :func:`find_cases` and :func:`inference.patients.read_patients`.
+        ValueError: input and output are one folder, the output holds results of a model with other classes, the model
+            is the second stage of a cascade, or ``cases_file`` lacks a case: nothing is predicted then.
         OSError: a worker process was killed.
     """
     source, target = Path(input_folder), Path(output_folder)
@@ -164,10 +170,13 @@ def predict_folder(
     num_threads = min(default_num_processes, torch.get_num_threads())
     options = _Options(aggregation, save_probabilities, queue_length=num_workers + 2, num_threads=num_threads)
     cases, failed = find_cases(source, ending, model.num_channels)
+    classes_folder = target / CLASSES_FOLDER
+    patients = None
+    if cases_file is not None:
+        patients = read_patients(cases_file, {*cases, *(file.stem for file in classes_folder.glob("*.json"))})
     cases = dict(list(cases.items())[part_id::num_parts])
     failed = dict(list(failed.items())[part_id::num_parts])
 
-    classes_folder = target / CLASSES_FOLDER
     classes_folder.mkdir(parents=True, exist_ok=True)
     write_json_atomic(target / "dataset.json", model.dataset_json)
     write_json_atomic(target / "plans.json", model.plans_manager.plans)
@@ -182,6 +191,8 @@ def predict_folder(
     todo = [case for case in cases if case not in set(skipped)]
     for case in todo:  # what an earlier run said of it must not outlive this one
         (classes_folder / f"{case}.json").unlink(missing_ok=True)
+    if todo:
+        (target / PATIENTS_FILE).unlink(missing_ok=True)
     results = target / CLASSES_FILE
     predicted: list[str] = []
     with _executor(num_workers, len(todo)) as workers, tqdm(total=len(todo), disable=not show_progress) as bar:
@@ -202,7 +213,11 @@ def predict_folder(
             ) from error
         finally:
             torch.set_num_threads(threads)
-    return PredictedFolder(predicted, skipped, failed, merge_case_results(classes_folder, results, model.schema))
+    listed = merge_case_results(classes_folder, results, model.schema)
+    if patients is not None:
+        num_patients = merge_patients(classes_folder, target / PATIENTS_FILE, model.schema, patients)
+        return PredictedFolder(predicted, skipped, failed, listed, num_patients)
+    return PredictedFolder(predicted, skipped, failed, listed)
 
 
 def _predict_cases(
@@ -288,9 +303,10 @@ def _preprocess(files: Sequence[str], model: _Model) -> tuple[np.ndarray, dict]:
         raise ValueError(
             f"{', '.join(files)}: cannot be read or preprocessed ({reason[-1]}); check the file"
         ) from error
-    if data.shape[0] != model.num_channels:
+    expected = num_network_channels(model.num_channels, model.configuration_manager.configuration)
+    if data.shape[0] != expected:
         raise ValueError(
-            f"{', '.join(files)}: {data.shape[0]} channels, but the model takes {model.num_channels}; convert the "
+            f"{', '.join(files)}: {data.shape[0]} channels, but the model takes {expected}; convert the "
             "image as the training data was converted"
         )
     if not np.isfinite(data).all():

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ def case_result(
 
     Returns:
         ``case``, ``predicted_class``, ``confidence``, ``probabilities``, ``per_fold``, ``fold_spread`` and
-        ``mirror_spread`` (standard deviations; None where there is one fold or no mirroring), ``tumour_volume`` and
-        ``volume_unit``.
+        ``mirror_spread`` (standard deviations; None where there is one fold or no mirroring), ``tumour_evidence``,
+        ``tumour_volume`` and ``volume_unit``.
     """
 
     def by_class(values: np.ndarray) -> dict[str, float | None]:
@@ -53,6 +53,7 @@ def case_result(
         "per_fold": [by_class(fold) for fold in verdict.per_fold],
         "fold_spread": by_class(verdict.fold_spread),
         "mirror_spread": by_class(verdict.mirror_spread),
+        "tumour_evidence": verdict.tumour_evidence,
         "tumour_volume": volume,
         "volume_unit": unit,
     }
@@ -83,21 +84,43 @@ def write_classes_csv(file: Path, results: Iterable[Mapping[str, Any]], schema: 
         schema: class names.
         **columns: additional columns behind ``case``: name = mapping from case to value.
     """
-    header = ["case", *columns, "predicted_class", "confidence"]
+    write_results_table(file, "case", results, schema, columns)
+
+
+def write_results_table(
+    file: Path,
+    subject: str,
+    results: Iterable[Mapping[str, Any]],
+    schema: ClassSchema,
+    columns: Mapping[str, Mapping[str, Any]],
+    counts: Sequence[str] = (),
+) -> None:
+    """One row a case or patient, sorted.
+
+    Args:
+        file: replaced as a whole.
+        subject: key of ``results`` that names the row, and the first column.
+        results: with the keys of the table's columns, and ``probabilities``.
+        schema: class names.
+        columns: additional columns behind the first: name = mapping from its value.
+        counts: keys of ``results`` that follow the probabilities.
+    """
+    header = [subject, *columns, "predicted_class", "confidence"]
     header += [f"probability_{name}" for name in schema.class_names]
-    header += ["tumour_volume", "volume_unit"]
+    header += [*counts, "tumour_volume", "volume_unit"]
     with atomic_path(file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
-        for result in sorted(results, key=lambda result: result["case"]):
+        for result in sorted(results, key=lambda result: result[subject]):
             writer.writerow(
                 [
-                    result["case"],
-                    *(values.get(result["case"], "") for values in columns.values()),
+                    result[subject],
+                    *(values.get(result[subject], "") for values in columns.values()),
                     result["predicted_class"],
                     f"{result['confidence']:.6f}",
                     *(f"{result['probabilities'][name]:.6f}" for name in schema.class_names),
-                    f"{result['tumour_volume']:.3f}",
+                    *(result[count] for count in counts),
+                    "" if result["tumour_volume"] is None else f"{result['tumour_volume']:.3f}",
                     result["volume_unit"],
                 ]
             )
@@ -108,6 +131,17 @@ def merge_case_results(classes_folder: Path, file: Path, schema: ClassSchema) ->
 
     Returns:
         The number of cases.
+
+    Raises:
+        ValueError: see :func:`read_case_results`.
+    """
+    results = read_case_results(classes_folder, schema)
+    write_classes_csv(file, results, schema)
+    return len(results)
+
+
+def read_case_results(classes_folder: Path, schema: ClassSchema) -> list[dict[str, Any]]:
+    """All ``<case>.json`` of a folder, as of :func:`case_result`.
 
     Raises:
         ValueError: a file that is no result of a model with these classes.
@@ -125,5 +159,4 @@ def merge_case_results(classes_folder: Path, file: Path, schema: ClassSchema) ->
                 "another folder, or delete it"
             )
         results.append(result)
-    write_classes_csv(file, results, schema)
-    return len(results)
+    return results

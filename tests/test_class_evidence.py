@@ -46,6 +46,22 @@ def test_spread_of_a_single_pass_is_undefined() -> None:
     assert np.isnan(verdict.fold_spread).all() and np.isnan(verdict.mirror_spread).all()
 
 
+def test_tumour_evidence_is_summed_over_windows_and_averaged_over_mirrors_and_folds() -> None:
+    first = fold([[[0.8, 0.2], [0.6, 0.4]], [[0.5, 0.5], [0.5, 0.5]]], [[0.9, 0.7], [0.0, 0.3]])
+    second = fold([[[0.4, 0.6], [0.2, 0.8]], [[0.5, 0.5], [0.5, 0.5]]], [[0.2, 0.0], [0.0, 0.0]])
+    assert aggregate([first, second]).tumour_evidence == pytest.approx((0.91 + 1.0 + 0.21 + 0.02) / 4)
+    for mode in ("mean", "max"):
+        assert aggregate([first, second], mode).tumour_evidence == 2  # windows
+
+
+def test_cases_weighted_by_their_evidence_agree_as_their_windows_together_would() -> None:
+    one, other = fold([[[0.9, 0.1]]], [[0.8]]), fold([[[0.3, 0.7]], [[0.2, 0.8]]], [[0.5], [0.0]])
+    together = FoldEvidence(*(np.concatenate([getattr(f, name) for f in (one, other)]) for name in vars(one)))
+    verdicts = [aggregate([one]), aggregate([other])]
+    weighted = np.average([v.probabilities for v in verdicts], axis=0, weights=[v.tumour_evidence for v in verdicts])
+    assert weighted == pytest.approx(aggregate([together]).probabilities)
+
+
 def test_no_evidence_and_unknown_mode_are_refused() -> None:
     with pytest.raises(ValueError, match="no fold"):
         aggregate([])

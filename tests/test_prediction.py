@@ -15,6 +15,7 @@ from nnunet_runs import make_trainer, plan_and_preprocess, run_command, write_da
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from PIL import Image
 
+from dataset_conversion.cases import Case, write_cases
 from inference.joint_predictor import JointPredictor
 from inference.predict_folder import _preprocess, find_cases, predict_folder
 
@@ -168,6 +169,49 @@ def test_bad_cases_are_named_and_the_others_predicted(model: Path, nnunet_folder
         f"case_0{number}.nii.gz" for number in (4, 5, 6, 7)
     ]
     assert not list(target.glob(".partial*"))
+
+
+@pytest.mark.slow
+def test_patients_of_divided_predictions(model: Path, nnunet_folders: Any, tmp_path: Path) -> None:
+    images, cases_file = nnunet_folders.raw / "Dataset007_Tiny" / "imagesTr", tmp_path / "cases.csv"
+    names = [f"case_{number:02d}" for number in range(8)]
+    patients = dict(zip(names, ["A", "A", "B", "", "B", "B", "C", "A"], strict=True))
+    write_cases(cases_file, [Case(name, patient=patient) for name, patient in patients.items() if name != "case_05"])
+    target = tmp_path / "out"
+    command = ["braintum_predict", "-i", str(images), "-o", str(target), "-m", str(model), "-device", "cpu"]
+    command += ["--cases", str(cases_file), "-num_parts", "2"]
+    finished = run_command(*command)
+    assert finished.returncode == 1 and "Traceback" not in finished.stderr
+    assert f"{cases_file} has no row for 1 of the 8 cases" in finished.stderr and "case_05; add" in finished.stderr
+    assert not target.exists()
+
+    write_cases(cases_file, [Case(name, patient=patient) for name, patient in patients.items()])
+    finished = run_command(*command)
+    assert finished.returncode == 0, finished.stderr
+    assert f"3 patients listed in {target / 'patients.csv'}" in finished.stdout  # of the first part
+    finished = run_command(*command, "-part_id", "1")
+    assert f"4 patients listed in {target / 'patients.csv'}" in finished.stdout
+    with open(target / "patients.csv", newline="") as stream:
+        rows = {row["patient"]: row for row in csv.DictReader(stream)}
+    results = [json.loads((target / "classes" / f"{name}.json").read_text(encoding="utf-8")) for name in names]
+    weights = [result["tumour_evidence"] for result in results]
+    assert all(0.01 <= weight <= 1 for weight in weights) and len(set(weights)) == 8  # one window a case
+    for patient, indices in {"A": [0, 1, 7], "B": [2, 4, 5], "case_03": [3], "C": [6]}.items():
+        row = rows.pop(patient)
+        probabilities = {}
+        for name in ("meningioma", "glioma", "no_tumor"):
+            weighted = sum(weights[index] * results[index]["probabilities"][name] for index in indices)
+            probabilities[name] = weighted / sum(weights[index] for index in indices)
+            assert float(row[f"probability_{name}"]) == pytest.approx(probabilities[name], abs=1e-6)
+        assert row["predicted_class"] == max(probabilities, key=lambda name: probabilities[name])
+        assert float(row["confidence"]) == pytest.approx(max(probabilities.values()), abs=1e-6)
+        volume = sum(results[index]["tumour_volume"] for index in indices)
+        assert (row["num_cases"], float(row["tumour_volume"]), row["volume_unit"]) == (str(len(indices)), volume, "mm2")
+    assert not rows
+
+    # what was said of patients must not outlive a case that is predicted again
+    predict_folder(load_predictor(JointPredictor, model), images, target)
+    assert not (target / "patients.csv").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from nnunet_runs import make_trainer, plan_and_preprocess, write_dataset
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
+from dataset_conversion.cases import read_cases, write_cases
 from trainers.multi_task import nnUNetTrainerMultiTask
 
 CLASS_LOG = ("train_losses", "val_losses", "train_class_losses", "val_class_losses", "class_macro_f1", "mean_fg_dice")
@@ -103,6 +105,40 @@ def test_whole_training_and_resume_with_the_same_numbers(short_training: Any, mo
     correct = sum(row["true_class"] == row["predicted_class"] for row in rows)
     assert report["accuracy"] == pytest.approx(correct / 4) and np.sum(report["confusion_matrix"]) == 4
     assert (folder / "validation" / "summary.json").is_file()
+    # each patient has one case: nothing more to say of patients
+    assert "patients" not in report and not (folder / "validation" / "patients.csv").exists()
+
+
+@pytest.mark.slow
+def test_validation_of_patients(short_training: Any) -> None:
+    raw = write_dataset(short_training.raw, 7)
+    # the fold validates case_00 … case_03: meningioma, glioma, no_tumor, meningioma
+    patients = {"case_00": "A", "case_02": "A", "case_01": "B", "case_03": "B"}
+    cases = read_cases(raw / "cases.csv").values()
+    write_cases(raw / "cases.csv", [replace(case, patient=patients.get(case.case, "")) for case in cases])
+    trainer = make_trainer(7, plan_and_preprocess(7))
+    trainer.on_train_start()
+    trainer.perform_actual_validation()
+    folder = Path(trainer.output_folder) / "validation"
+    report = json.loads((folder / "classification.json").read_text(encoding="utf-8"))
+    with open(folder / "patients.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    # healthy slices beside the tumour do not make a patient healthy; two tumour classes are no class
+    assert [(row["patient"], row["true_class"], row["num_cases"]) for row in rows] == [
+        ("A", "meningioma", "2"),
+        ("B", "", "2"),
+    ]
+    for row in rows:
+        own = [report["cases"][case] for case, patient in patients.items() if patient == row["patient"]]
+        for name in trainer.class_schema.class_names:
+            expected = sum(case["tumour_evidence"] * case["probabilities"][name] for case in own)
+            expected /= sum(case["tumour_evidence"] for case in own)
+            assert float(row[f"probability_{name}"]) == pytest.approx(expected, abs=1e-6)
+        assert float(row["tumour_volume"]) == pytest.approx(sum(case["tumour_volume"] for case in own))
+    correct = rows[0]["predicted_class"] == "meningioma"
+    assert report["num_cases"] == 4
+    assert (report["patients"]["num_cases"], report["patients"]["num_without_class"]) == (1, 1)
+    assert report["patients"]["accuracy"] == correct
 
 
 def test_unseeded_training_steps_with_stock_loaders(short_training: Any, monkeypatch: pytest.MonkeyPatch) -> None:

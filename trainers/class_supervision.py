@@ -1,13 +1,14 @@
 """What a patch can teach the classifier: its case's class, weighted with what the patch shows of the tumour."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from dataset_conversion.cases import Case, ClassSchema
+from dataset_conversion.patients import patient_of_cases
 
 UNKNOWN_CLASS = -100  # cross-entropy's own "ignore"
 
@@ -16,22 +17,29 @@ TUMOUR_FREE_PATCH_WEIGHT = 0.1
 
 @dataclass(frozen=True)
 class ClassLabels:
-    """Class label of every case.
+    """Class label and patient of every case.
 
     Attributes:
         schema: class names and the negative class.
         label_of_case: index into the class names; cases without a class are absent.
+        patient_of_case: a case of an unknown patient is its own patient.
     """
 
     schema: ClassSchema
     label_of_case: Mapping[str, int]
+    patient_of_case: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def from_cases(cases: Mapping[str, Case], schema: ClassSchema) -> "ClassLabels":
-        """Labels from the rows of ``cases.csv``."""
+        """Labels from the rows of ``cases.csv``.
+
+        Raises:
+            ValueError: a case without a patient is named like a patient.
+        """
         return ClassLabels(
             schema,
             {name: schema.class_names.index(case.tumour_class) for name, case in cases.items() if case.tumour_class},
+            patient_of_cases(cases, {name: case.patient for name, case in cases.items()}),
         )
 
     def of(self, keys: Sequence[str]) -> torch.Tensor:
