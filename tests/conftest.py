@@ -12,6 +12,8 @@ import pytest
 
 from braintum_commands import registration
 
+pytest.register_assert_rewrite("network_contract")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from architectures.classification_head import restricted_to_region, tumour_probability
 from inference.class_evidence import ClassRecorder, FoldEvidence, aggregate
 
 
@@ -56,7 +57,9 @@ def test_tumour_evidence_is_summed_over_windows_and_averaged_over_mirrors_and_fo
 
 def test_cases_weighted_by_their_evidence_agree_as_their_windows_together_would() -> None:
     one, other = fold([[[0.9, 0.1]]], [[0.8]]), fold([[[0.3, 0.7]], [[0.2, 0.8]]], [[0.5], [0.0]])
-    together = FoldEvidence(*(np.concatenate([getattr(f, name) for f in (one, other)]) for name in vars(one)))
+    together = FoldEvidence(
+        *(np.concatenate([getattr(f, name) for f in (one, other)]) for name in ("probabilities", "weights"))
+    )
     verdicts = [aggregate([one]), aggregate([other])]
     weighted = np.average([v.probabilities for v in verdicts], axis=0, weights=[v.tumour_evidence for v in verdicts])
     assert weighted == pytest.approx(aggregate([together]).probabilities)
@@ -81,3 +84,43 @@ def test_recorder_returns_the_segmentation_and_keeps_the_rest() -> None:
     evidence = FoldEvidence.from_records([recorder])
     assert evidence.weights == pytest.approx(np.array([[1 / (1 + np.exp(-2))]]))
     assert evidence.probabilities == pytest.approx(np.array([[[np.e / (np.e + 1), 1 / (np.e + 1)]]]))
+
+
+class _Head(torch.nn.Module):
+    """Says how probable the tumour is that it is shown."""
+
+    def forward(self, features: list[torch.Tensor], segmentation_logits: torch.Tensor) -> torch.Tensor:
+        seen = tumour_probability(segmentation_logits, sigmoid_segmentation=segmentation_logits.shape[1] == 1)
+        return torch.stack([seen.flatten(1).mean(1), features[0].flatten(1).sum(1)], 1)
+
+
+class _Network(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.classification_head = _Head()
+
+    def forward(self, x: torch.Tensor, with_classes: bool = False) -> tuple:
+        return x, self.classification_head([x[:, :1] * 0], x)
+
+
+def test_parts_of_the_tumour_are_shown_one_by_one() -> None:
+    logits = torch.randn(1, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    probabilities = torch.softmax(logits, 1)
+    recorder = ClassRecorder(_Network(), False, {"core": [1, 3], "oedema": [2]})
+    assert recorder(logits) is logits
+    expected = {"core": probabilities[:, 1] + probabilities[:, 3], "oedema": probabilities[:, 2]}
+    for name, values in expected.items():
+        (found,) = recorder.region_class_logits[name]
+        assert found[0, 0].item() == pytest.approx(values.mean().item(), abs=1e-6)
+    assert recorder.class_logits[0][0, 0].item() == pytest.approx((1 - probabilities[:, 0]).mean().item(), abs=1e-6)
+    evidence = FoldEvidence.from_records([recorder])
+    verdict = aggregate([evidence])
+    assert set(verdict.by_region) == {"core", "oedema"}
+    core = torch.softmax(recorder.region_class_logits["core"][0], 1)[0].tolist()
+    assert verdict.by_region["core"] == pytest.approx(core, abs=1e-6)
+
+
+def test_region_of_sigmoid_heads() -> None:
+    logits = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    shown = tumour_probability(restricted_to_region(logits, [2], True), True)
+    torch.testing.assert_close(shown, torch.sigmoid(logits[:, 2:3]))

@@ -10,8 +10,9 @@ from evaluation_data import CASES, DICE, dataset_json, square, write_mask, write
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, load_summary_json
 
 from dataset_conversion.cases import Case, write_cases
+from dataset_conversion.label_names import named_labels
 from evaluation.case_table import CaseTable, case_table
-from evaluation.predictions import evaluated_labels, predictions_in_folder
+from evaluation.predictions import predictions_in_folder
 from evaluation.results import write_evaluation
 from evaluation.summary import summarise_table
 from evaluation.tables import interval, latex_macros, number, tables_of
@@ -36,13 +37,13 @@ def summary(table):
 
 
 def test_labels_of_a_data_set():
-    assert evaluated_labels(dataset_json()) == {"tumour": 1}
+    assert named_labels(dataset_json()) == {"tumour": 1}
     two = {"background": 0, "core": 1, "oedema": 2, "ignore": 3}
-    assert evaluated_labels(dataset_json(two)) == {"core": 1, "oedema": 2, "any_label": (1, 2)}
+    assert named_labels(dataset_json(two)) == {"core": 1, "oedema": 2, "any_label": (1, 2)}
     regions = {"background": 0, "whole": [1, 2], "core": [2]}  # nnU-Net's key of a region of one label is a tuple
-    assert evaluated_labels(dataset_json(regions)) == {"whole": (1, 2), "core": (2,)}
+    assert named_labels(dataset_json(regions)) == {"whole": (1, 2), "core": (2,)}
     brats = {"background": 0, "necrotic_core": 1, "oedema": 2, "enhancing_tumour": 3}
-    assert evaluated_labels(dataset_json(brats)) == {
+    assert named_labels(dataset_json(brats)) == {
         "necrotic_core": 1,
         "oedema": 2,
         "enhancing_tumour": 3,
