@@ -35,6 +35,29 @@ def tumour_probability(segmentation_logits: torch.Tensor, sigmoid_segmentation: 
     return 1 - torch.softmax(logits, 1)[:, :1]
 
 
+def restricted_to_region(
+    segmentation_logits: torch.Tensor, channels: Sequence[int], sigmoid_segmentation: bool
+) -> torch.Tensor:
+    """Logits of which :func:`tumour_probability` is the probability of a part of the tumour.
+
+    A head that is given these instead of the segmentation looks at that part only.
+
+    Args:
+        segmentation_logits: (B, C, [Z,] Y, X), raw.
+        channels: the labels (softmax) or regions (sigmoid) that make up the part.
+        sigmoid_segmentation: see :func:`tumour_probability`.
+
+    Returns:
+        (B, channels, [Z,] Y, X) for regions, (B, 2, [Z,] Y, X) for labels.
+    """
+    if sigmoid_segmentation:
+        return segmentation_logits[:, list(channels)]
+    logits = segmentation_logits.float()
+    rest = [channel for channel in range(logits.shape[1]) if channel not in channels]
+    # log-sum-exp of the logits inside and outside: their softmax is the probability of either
+    return torch.stack([logits[:, rest].logsumexp(1), logits[:, list(channels)].logsumexp(1)], 1)
+
+
 class TumourWeightedClassificationHead(nn.Module):
     """Tumour type from encoder features and the predicted segmentation.
 
@@ -53,6 +76,8 @@ class TumourWeightedClassificationHead(nn.Module):
         background_weight: weight of a voxel that is surely not tumour in the tumour-weighted mean; where no tumour is
             predicted that mean so becomes the plain one.
     """
+
+    reads_segmentation = True  # so that it can be shown a part of the tumour only
 
     def __init__(
         self,

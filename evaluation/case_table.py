@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from dataset_conversion.atomic import atomic_path
+from dataset_conversion.label_names import LabelOrRegion, named_labels, whole_tumour
 from dataset_conversion.patients import patient_of_cases
 from dataset_conversion.splits import tied_cases
 from evaluation.joint_metrics import UNKNOWN
-from evaluation.predictions import Predictions, evaluated_labels, whole_tumour
-from evaluation.segmentation_metrics import LabelOrRegion, folder_metrics
+from evaluation.predictions import Predictions
+from evaluation.segmentation_metrics import folder_metrics
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class CaseTable:
         """Name of the label or region that holds all others."""
         name = whole_tumour(self.labels)
         if name is None:
-            raise RuntimeError("evaluated_labels() always gives a label that holds all others")
+            raise RuntimeError("named_labels() always gives a label that holds all others")
         return name
 
     @cached_property
@@ -198,7 +199,7 @@ def case_table(predictions: Predictions, n_processes: int = 1) -> CaseTable:
     Raises:
         ValueError: prediction and truth of a case do not match.
     """
-    labels = evaluated_labels(predictions.dataset_json)
+    labels = named_labels(predictions.dataset_json)
     files = [(case, predictions.references[case], mask) for case, mask in predictions.masks.items()]
     per_case = folder_metrics(
         files,

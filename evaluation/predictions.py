@@ -11,14 +11,9 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
-from dataset_conversion.brats import LABELS as BRATS_LABELS
-from dataset_conversion.brats import REGIONS as BRATS_REGIONS
 from dataset_conversion.cases import CASES_FILE, Case, ClassSchema, find_cases_file, read_cases
-from evaluation.segmentation_metrics import LabelOrRegion
 
 CLASSES_FOLDER, CLASSES_FILE, VALIDATION_CLASSES_FILE = "classes", "classes.csv", "classification.json"
-
-ANY_LABEL = "any_label"
 
 
 @dataclass(frozen=True)
@@ -55,36 +50,6 @@ class Predictions:
         """nnU-Net's reader of the segmentation files."""
         example = str(next(iter(self.references.values())))
         return determine_reader_writer_from_dataset_json(dict(self.dataset_json), example, verbose=False)()
-
-
-def evaluated_labels(dataset_json: Mapping[str, Any]) -> dict[str, LabelOrRegion]:
-    """Name → label or region that figures are computed for.
-
-    The foreground labels (or regions) of ``dataset.json``; BraTS's whole tumour and tumour core as well where the
-    labels are BraTS's; and :data:`ANY_LABEL`, all of them together, where none of these is that.
-    """
-    declared = {name: value for name, value in dataset_json["labels"].items() if name != "ignore"}
-    has_regions = any(isinstance(value, (list, tuple)) and len(value) > 1 for value in declared.values())
-    labels: dict[str, LabelOrRegion] = {}
-    for name, value in declared.items():
-        values = tuple(int(label) for label in value) if isinstance(value, (list, tuple)) else (int(value),)
-        if set(values) != {0}:  # with regions, nnU-Net's key of [3] is (3,) and that of 3 is 3
-            labels[name] = values if has_regions and isinstance(value, (list, tuple)) else values[0]
-    if all(labels.get(name) == value for name, value in BRATS_LABELS.items() if value != 0):
-        labels |= {name: tuple(region) for name, region in BRATS_REGIONS.items() if name not in BRATS_LABELS}
-    if whole_tumour(labels) is None:
-        labels[ANY_LABEL] = tuple(sorted(_all_labels(labels)))
-    return labels
-
-
-def whole_tumour(labels: Mapping[str, LabelOrRegion]) -> str | None:
-    """Name of the label or region that all others are parts of."""
-    everything = _all_labels(labels)
-    return next((name for name, value in labels.items() if _all_labels({name: value}) == everything), None)
-
-
-def _all_labels(labels: Mapping[str, LabelOrRegion]) -> set[int]:
-    return {label for value in labels.values() for label in (value if isinstance(value, tuple) else (value,))}
 
 
 def predictions_in_folder(

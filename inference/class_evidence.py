@@ -1,13 +1,13 @@
 """Class evidence of windows, mirrors and folds, and its aggregation to one verdict a case."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from architectures.classification_head import tumour_probability
+from architectures.classification_head import restricted_to_region, tumour_probability
 
 AggregationMode = Literal["weighted", "mean", "max"]
 AGGREGATION_MODES: tuple[AggregationMode, ...] = ("weighted", "mean", "max")
@@ -21,23 +21,52 @@ class ClassRecorder:
     Args:
         network: called with ``with_classes=True``.
         sigmoid_segmentation: True where the segmentation heads are regions.
+        region_channels: name → output channels of each part of the tumour that the classifier is to see alone.
 
     Attributes:
         class_logits: one tensor (B, classes) a call.
         tumour_weights: one tensor (B,) a call: the highest tumour probability within the patch.
+        region_class_logits: name → one tensor (B, classes) a call.
     """
 
-    def __init__(self, network: Callable[..., Any], sigmoid_segmentation: bool) -> None:
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        sigmoid_segmentation: bool,
+        region_channels: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
         self._network = network
         self._sigmoid_segmentation = sigmoid_segmentation
+        self._region_channels = region_channels or {}
         self.class_logits: list[torch.Tensor] = []
         self.tumour_weights: list[torch.Tensor] = []
+        self.region_class_logits: dict[str, list[torch.Tensor]] = {name: [] for name in self._region_channels}
 
     def __call__(self, patch: torch.Tensor) -> Any:
+        if self._region_channels:
+            return self._classify_regions(patch)
+        return self._classify(patch)
+
+    def _classify(self, patch: torch.Tensor) -> Any:
         segmentation, class_logits = self._network(patch, with_classes=True)
         full_resolution = segmentation[0] if isinstance(segmentation, (list, tuple)) else segmentation
         self.class_logits.append(class_logits.float())
         self.tumour_weights.append(tumour_probability(full_resolution, self._sigmoid_segmentation).flatten(1).amax(1))
+        return segmentation
+
+    def _classify_regions(self, patch: torch.Tensor) -> Any:
+        """As :meth:`_classify`; the head alone runs once more a region, on what it was given."""
+        head = self._network.classification_head  # type: ignore[attr-defined]
+        given: list[tuple[torch.Tensor, torch.Tensor]] = []
+        handle = head.register_forward_pre_hook(lambda module, inputs: given.append(inputs))
+        try:
+            segmentation = self._classify(patch)
+        finally:
+            handle.remove()
+        features, logits = given[0]
+        for name, channels in self._region_channels.items():
+            region_logits = restricted_to_region(logits, channels, self._sigmoid_segmentation)
+            self.region_class_logits[name].append(head(features, region_logits).float())
         return segmentation
 
 
@@ -48,17 +77,30 @@ class FoldEvidence:
     Attributes:
         probabilities: (windows, mirrors, classes), float32; softmax of each forward pass.
         weights: (windows, mirrors), float32; the highest tumour probability that the pass predicts in its window.
+        by_region: name → probabilities, shaped alike, where the classifier sees that part of the tumour only.
     """
 
     probabilities: np.ndarray
     weights: np.ndarray
+    by_region: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @staticmethod
     def from_records(records: Sequence[ClassRecorder]) -> "FoldEvidence":
         """Evidence from one recorder a window, each with one call a mirror and a batch of one."""
-        logits = torch.stack([torch.cat(record.class_logits) for record in records])
         weights = torch.stack([torch.cat(record.tumour_weights) for record in records])
-        return FoldEvidence(torch.softmax(logits.float(), -1).cpu().numpy(), weights.cpu().numpy())
+        return FoldEvidence(
+            _softmax([record.class_logits for record in records]),
+            weights.cpu().numpy(),
+            {
+                name: _softmax([record.region_class_logits[name] for record in records])
+                for name in records[0].region_class_logits
+            },
+        )
+
+
+def _softmax(logits: Sequence[Sequence[torch.Tensor]]) -> np.ndarray:
+    """Class logits of each window and mirror to (windows, mirrors, classes)."""
+    return torch.softmax(torch.stack([torch.cat(list(mirrors)) for mirrors in logits]).float(), -1).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -72,6 +114,7 @@ class ClassVerdict:
         mirror_spread: (classes,), standard deviation over mirrors, folds averaged; NaN without mirroring.
         tumour_evidence: weight of the case among those of its patient: the weights of its windows, summed over windows
             and averaged over mirrors and folds. Cases weighted by it agree as their windows together would.
+        by_region: name → (classes,), where the classifier sees that part of the tumour only.
     """
 
     probabilities: np.ndarray
@@ -79,6 +122,7 @@ class ClassVerdict:
     fold_spread: np.ndarray
     mirror_spread: np.ndarray
     tumour_evidence: float
+    by_region: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def aggregate(folds: Sequence[FoldEvidence], mode: AggregationMode = "weighted") -> ClassVerdict:
@@ -107,6 +151,12 @@ def aggregate(folds: Sequence[FoldEvidence], mode: AggregationMode = "weighted")
         fold_spread=per_fold.std(0, ddof=1) if len(folds) > 1 else missing,
         mirror_spread=per_mirror.mean(0).std(0, ddof=1) if per_mirror.shape[1] > 1 else missing,
         tumour_evidence=float(mirror_weight.mean()),
+        by_region={
+            name: aggregate(
+                [replace(fold, probabilities=fold.by_region[name], by_region={}) for fold in folds], mode
+            ).probabilities
+            for name in folds[0].by_region
+        },
     )
 
 

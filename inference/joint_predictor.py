@@ -6,6 +6,7 @@ voxel. The class evidence is collected where nnU-Net calls the network.
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from dataset_conversion.cases import ClassSchema
+from dataset_conversion.label_names import named_labels
 from inference.checkpoints import load_checkpoint_safely
 from inference.class_evidence import ClassRecorder, FoldEvidence
 
@@ -93,6 +95,21 @@ class JointPredictor(nnUNetPredictor):
         if not hasattr(network, "classification_head"):
             raise ValueError(f"{folder} holds a model of {trainer_name}, which predicts no class; use nnUNetv2_predict")
 
+    @cached_property
+    def _region_channels(self) -> dict[str, list[int]]:
+        """Output channels of each label or region; none where there is one only, or where the head looks at none."""
+        labels = named_labels(self.dataset_json)
+        if len(labels) < 2 or not getattr(self.network.classification_head, "reads_segmentation", False):
+            return {}
+        if self.label_manager.has_regions:
+            regions = list(self.label_manager.foreground_regions)
+            return {name: [regions.index(region)] for name, region in labels.items() if region in regions}
+        heads = list(self.label_manager.all_labels)
+        return {
+            name: [heads.index(label) for label in ((value,) if isinstance(value, int) else value)]
+            for name, value in labels.items()
+        }
+
     def reset_evidence(self) -> None:
         """Forget what was collected."""
         self.evidence = []
@@ -113,7 +130,8 @@ class JointPredictor(nnUNetPredictor):
         return super()._internal_predict_sliding_window_return_logits(*args, **kwargs)
 
     def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
-        network, recorder = self.network, ClassRecorder(self.network, self.label_manager.has_regions)
+        network = self.network
+        recorder = ClassRecorder(network, self.label_manager.has_regions, self._region_channels)
         self.network = recorder
         try:
             segmentation = super()._internal_maybe_mirror_and_predict(x)

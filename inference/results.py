@@ -34,7 +34,8 @@ def case_result(
     Returns:
         ``case``, ``predicted_class``, ``confidence``, ``probabilities``, ``per_fold``, ``fold_spread`` and
         ``mirror_spread`` (standard deviations; None where there is one fold or no mirroring), ``tumour_evidence``,
-        ``tumour_volume`` and ``volume_unit``.
+        ``tumour_volume`` and ``volume_unit``; where the model segments several labels also ``by_region``, the
+        probabilities if the classifier sees one of them only.
     """
 
     def by_class(values: np.ndarray) -> dict[str, float | None]:
@@ -53,6 +54,7 @@ def case_result(
         "per_fold": [by_class(fold) for fold in verdict.per_fold],
         "fold_spread": by_class(verdict.fold_spread),
         "mirror_spread": by_class(verdict.mirror_spread),
+        **({"by_region": {name: by_class(p) for name, p in verdict.by_region.items()}} if verdict.by_region else {}),
         "tumour_evidence": verdict.tumour_evidence,
         "tumour_volume": volume,
         "volume_unit": unit,

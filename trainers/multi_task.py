@@ -23,9 +23,11 @@ from torch import distributed as dist
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from architectures.input_channels import num_network_channels
 from architectures.multi_task_unet import multi_task_network_class
 from dataset_conversion.cases import ClassSchema, classification_entry, find_cases_file, read_cases
 from evaluation.classification_metrics import classification_metrics
+from evaluation.segmentation_metrics import metrics_on_folder
 from inference.checkpoints import to_builtin
 from inference.class_evidence import ClassRecorder, aggregate
 from inference.joint_predictor import JointPredictor
@@ -35,6 +37,7 @@ from trainers.progress import MultiTaskLogger
 from trainers.schedule import PerGroupPolyLR
 from trainers.seeded_batches import seed_everything, seeded_batches
 from trainers.settings import TrainingSettings
+from trainers.slice_sampling import SliceSampling, data_loader_class
 from trainers.validation_results import write_validation_results
 
 _TRAINING_STREAM, _VALIDATION_STREAM, _NETWORK_STREAM = 0, 1, 2
@@ -64,6 +67,7 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
     head_initial_lr = 1e-3
     head_weight_decay = 1e-2
     head_warmup = 0.02  # share of all epochs
+    slice_sampling: SliceSampling | None = SliceSampling()  # of volumes, in 2-D configurations; None: nnU-Net's own
 
     def __init__(
         self,
@@ -107,8 +111,10 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
     ) -> nn.Module:
         """The plan's network with a classification head.
 
+        ``num_input_channels`` counts the channels of the images; neighbouring slices of the plan come on top.
+
         Raises:
-            ValueError: the plans name no classes.
+            ValueError: the plans name no classes, or their ``neighbouring_slices`` makes no sense.
             NotImplementedError: the plan's network has no multi-task counterpart.
         """
         classification = plans_manager.plans.get("classification")
@@ -126,7 +132,7 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
                 "sigmoid_segmentation": classification["region_based"],
             },
             configuration_manager.network_arch_init_kwargs_req_import,
-            num_input_channels,
+            num_network_channels(num_input_channels, configuration_manager.configuration),
             num_output_channels,
             allow_init=True,
             deep_supervision=enable_deep_supervision,
@@ -199,12 +205,12 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
         return training, validation
 
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
-        """Stock loaders; under a seed, reproducible ones around the same batches."""
+        """Stock loaders that draw slices by :attr:`slice_sampling`; under a seed, reproducible ones around them."""
         if self.seed is None:
-            return super().get_dataloaders()
+            return self._loaders_by_policy()
         num_processes = get_allowed_n_proc_DA()
         with patch.dict(os.environ, nnUNet_n_proc_DA="0"):  # gives the loaders without worker processes
-            training, validation = super().get_dataloaders()
+            training, validation = self._loaders_by_policy()
         first_epoch, pin_memory = self.current_epoch, self.device.type == "cuda"
         return (
             seeded_batches(
@@ -226,6 +232,10 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
                 pin_memory,
             ),
         )
+
+    def _loaders_by_policy(self) -> tuple[Any, Any]:
+        with patch.object(stock_module, "nnUNetDataLoader", data_loader_class(self.slice_sampling)):
+            return super().get_dataloaders()
 
     # ------------------------------------------------------------------ training
 
@@ -408,12 +418,11 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
             predictors.append(JointPredictor(*args, **kwargs))
             return predictors[-1]
 
-        # stock builds its predictor from this name; ours predicts the same and keeps the class evidence
-        with patch.object(stock_module, "nnUNetPredictor", joint_predictor):
+        # what stock calls by these names does the same, keeps the class evidence, and computes more metrics
+        with patch.multiple(stock_module, nnUNetPredictor=joint_predictor, compute_metrics_on_folder=metrics_on_folder):
             super().perform_actual_validation(save_probabilities)
         _, keys = self.do_split()
-        if self.is_ddp:
-            keys = keys[self.local_rank :: dist.get_world_size()]
+        keys = keys[self.local_rank :: dist.get_world_size()] if self.is_ddp else keys
         keys = self.dataset_class(self.preprocessed_dataset_folder, keys).identifiers
         evidence = predictors[0].evidence
         if len(evidence) != len(keys):
@@ -431,10 +440,11 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
             for key, fold in zip(keys, evidence, strict=True)
         )
         if self.local_rank == 0:
-            metrics = write_validation_results(folder, results, self.class_schema, self.class_labels.label_of_case)
-            self.print_to_log_file(
-                f"Validation classification: accuracy {metrics['accuracy']:.4f}, balanced accuracy "
-                f"{metrics['balanced_accuracy']:.4f}, macro-F1 {metrics['macro_f1']:.4f} (majority class "
-                f"{metrics['majority_rate']:.4f})",
-                also_print_to_console=True,
-            )
+            metrics = write_validation_results(folder, results, self.class_labels)
+            for subjects, figures in metrics.items():
+                self.print_to_log_file(
+                    f"Validation classification of {figures['num_cases']} {subjects}: accuracy "
+                    f"{figures['accuracy']:.4f}, balanced accuracy {figures['balanced_accuracy']:.4f}, macro-F1 "
+                    f"{figures['macro_f1']:.4f} (majority class {figures['majority_rate']:.4f})",
+                    also_print_to_console=True,
+                )
