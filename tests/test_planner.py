@@ -1,5 +1,6 @@
 """Planners, on tiny data sets and through nnU-Net's own planning and preprocessing."""
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 from nnunet_runs import plan, plan_and_preprocess, write_dataset
 
 from braintum_commands import __version__
-from braintum_planner.planners import BrainTumPlanner
-from dataset_conversion.cases import ClassSchema
+from braintum_planner.decisions import batch_size
+from braintum_planner.memory import feature_map_elements, planned_network
+from braintum_planner.planners import BrainTumPlanner, BrainTumPlanner25D, BrainTumPlannerLight
+from braintum_planner.presets import LIGHT, MEDIUM, MemoryReference
 
 
 def load(file: Path) -> dict[str, Any]:
@@ -51,22 +54,31 @@ def test_stock_and_our_plans_coexist(nnunet_folders: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory_limit", "dataset_limit", "is_2d", "num_classes", "expected"),
+    ("memory_limit", "dataset_limit", "is_2d", "num_classes", "expected", "reason"),
     [
-        (100, 3, True, 3, 12),  # small 2-D set: the class minimum
-        (100, 3, True, 5, 20),  # four cases a class
-        (100, 40, True, 3, 40),  # large 2-D set: nnU-Net's 5 % rule
-        (8, 3, True, 3, 8),  # memory decides
-        (1, 1, True, 3, 2),  # nnU-Net's own minimum
-        (100, 3, True, None, 3),  # nothing to classify
-        (10, 3, False, 3, 3),  # 3-D: nnU-Net's rule
+        (100, 3, True, 2, 12, "a classifier needs 12 cases at least"),
+        (100, 3, True, 5, 20, "5 classes need 4 cases each"),
+        (100, 40, True, 3, 40, "5 % of the data set"),
+        (8, 3, True, 3, 8, "8 GB hold no more; without that limit: 12, as 3 classes"),
+        (1, 1, True, 3, 2, "that is nnU-Net's minimum"),
+        (100, 3, True, 0, 3, "5 % of the data set"),  # nothing to classify
+        (10, 3, False, 3, 3, "5 % of the data set"),  # 3-D: nnU-Net's rule
     ],
 )
-def test_batch_size(memory_limit: int, dataset_limit: int, is_2d: bool, num_classes: int | None, expected: int) -> None:
-    planner = object.__new__(BrainTumPlanner)
-    planner.UNet_min_batch_size = 2
-    planner.class_schema = None if num_classes is None else ClassSchema(tuple("abcde"[:num_classes]))
-    assert planner._batch_size(memory_limit, dataset_limit, is_2d) == expected
+def test_batch_size(
+    memory_limit: int, dataset_limit: int, is_2d: bool, num_classes: int, expected: int, reason: str
+) -> None:
+    size, text = batch_size(
+        MEDIUM,
+        memory_limit=memory_limit,
+        dataset_limit=dataset_limit,
+        num_classes=num_classes,
+        is_2d=is_2d,
+        smallest=2,
+        gigabytes=8,
+    )
+    assert size == expected
+    assert text.startswith(f"batch {expected} because {reason}")
 
 
 @pytest.mark.parametrize("file_ending", [".nii.gz", ".png"])
@@ -150,3 +162,136 @@ def test_median_shape_is_not_changed_by_the_completed_spacing(nnunet_folders: An
     write_dataset(nnunet_folders.raw, 7, shape=(48, 32))
     plans = load(nnunet_folders.preprocessed / "Dataset007_Tiny" / f"{plan(7, overwrite_target_spacing=(2, 2))}.json")
     assert np.allclose(plans["configurations"]["2d"]["median_image_size_in_voxels"], [48, 32])
+
+
+def write_fingerprint(folders: Any, shapes: list[list[int]], spacing: list[float]) -> None:
+    """A data set of which only nnU-Net's fingerprint matters: planning reads no image but the first."""
+    raw = write_dataset(folders.raw, 7, shape=(8, 8) if shapes[0][0] == 1 else (8, 8, 8))
+    dataset_json = load(raw / "dataset.json")
+    (raw / "dataset.json").write_text(json.dumps({**dataset_json, "numTraining": len(shapes)}))
+    intensities = dict.fromkeys(("mean", "median", "std", "min", "max", "percentile_99_5", "percentile_00_5"), 1.0)
+    file = folders.preprocessed / raw.name / "dataset_fingerprint.json"
+    file.parent.mkdir()
+    content = {
+        "spacings": [spacing] * len(shapes),
+        "shapes_after_crop": shapes,
+        "foreground_intensity_properties_per_channel": {"0": intensities},
+        "median_relative_size_after_cropping": 1.0,
+    }
+    file.write_text(json.dumps(content))
+
+
+def plan_shapes(folders: Any, shapes: list[list[int]], planner: Any, **options: Any) -> dict[str, Any]:
+    write_fingerprint(folders, shapes, [999.0, 1.0, 1.0] if shapes[0][0] == 1 else [3.0, 1.0, 1.0])
+    return planner(7, **options).plan_experiment()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "patch", "reason"),
+    [
+        ([[1, 256, 224]] * 600, (256, 224), "it covers every image"),
+        ([[1, 256, 256]] * 300 + [[1, 320, 288]] * 200, (320, 320), "it covers every image"),
+        ([[1, 256, 256]] * 590 + [[1, 900, 900]] * 10, (256, 256), "it covers the slices up to the 95th percentile"),
+        ([[1, 1100, 1100]] * 600, (512, 512), "more does not fit the memory"),
+    ],
+    ids=["one-size", "largest", "few-outliers", "too-large"],
+)
+def test_2d_patch_covers_slices(nnunet_folders: Any, shapes: list, patch: tuple[int, int], reason: str) -> None:
+    plans = plan_shapes(nnunet_folders, shapes, BrainTumPlanner)
+    assert f"because {reason}" in plans["braintum_decisions"]["2d"]["patch"]
+    configuration = plans["configurations"]["2d"]
+    assert tuple(configuration["patch_size"]) == patch
+    assert configuration["batch_size"] >= 12
+    assert list(configuration["median_image_size_in_voxels"]) == np.median(shapes, 0)[1:].tolist()
+
+
+@pytest.mark.parametrize("gigabytes", [4, 8, 24])
+def test_memory_target_is_kept_with_the_head(nnunet_folders: Any, gigabytes: float) -> None:
+    plans = plan_shapes(
+        nnunet_folders, [[1, 512, 512]] * 6000, BrainTumPlanner, gpu_memory_target_in_gb=float(gigabytes)
+    )
+    configuration = plans["configurations"]["2d"]
+    networks = [
+        planned_network(configuration["architecture"], 1, 2, entry) for entry in (plans["classification"], None)
+    ]
+    with_head, without_head = (feature_map_elements(network, configuration["patch_size"]) for network in networks)
+    assert with_head > without_head
+    available = (
+        MEDIUM.reference_2d.elements * gigabytes / MEDIUM.reference_2d.gigabytes * MEDIUM.reference_2d.batch_size
+    )
+    used = with_head * configuration["batch_size"]
+    assert available * 0.8 < used < available + with_head / 2  # nnU-Net rounds the batch
+
+
+@dataclasses.dataclass(frozen=True)
+class _Doubled:
+    """A memory estimate of its own, as a network of another kind brings it."""
+
+    factor: float
+
+    def __call__(self, network: Any, patch_size: Any) -> float:
+        return self.factor * feature_map_elements(network, patch_size)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"memory_estimate": _Doubled(2.0)},
+        {"calibration": 2.0},
+        {"reference_2d": MemoryReference(135e6 / 2, 12, 8.0)},
+        {"reference_2d": MemoryReference(135e6, 12, 16.0)},
+        {"gpu_memory_gb": 4.0},
+    ],
+    ids=["estimate", "calibration", "reference", "gigabytes", "target"],
+)
+def test_a_preset_brings_its_own_memory(
+    nnunet_folders: Any, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BrainTumPlannerLight, "preset", LIGHT)
+    shapes = [[1, 256, 256]] * 6000
+    write_fingerprint(nnunet_folders, shapes, [999.0, 1.0, 1.0])
+    before = BrainTumPlannerLight(7).plan_experiment()["configurations"]["2d"]
+    monkeypatch.setattr(BrainTumPlannerLight, "preset", dataclasses.replace(LIGHT, **changes))
+    after = BrainTumPlannerLight(7).plan_experiment()["configurations"]["2d"]
+    assert after["patch_size"] == before["patch_size"]
+    assert after["batch_size"] == pytest.approx(before["batch_size"] / 2, abs=1)
+
+
+def test_a_preset_brings_its_own_arguments(nnunet_folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = dataclasses.replace(LIGHT, arguments=lambda arguments: {**arguments, "conv_bias": False})
+    monkeypatch.setattr(BrainTumPlannerLight, "preset", preset)
+    plans = plan_shapes(nnunet_folders, [[1, 64, 64]] * 20, BrainTumPlannerLight)
+    architecture = plans["configurations"]["2d"]["architecture"]
+    assert architecture["arch_kwargs"]["conv_bias"] is False
+    assert architecture["network_class_name"].endswith(".ResidualEncoderUNet")
+    assert architecture["_kw_requires_import"]
+
+
+def test_neighbouring_slices(nnunet_folders: Any) -> None:
+    plans = plan_shapes(nnunet_folders, [[40, 128, 128]] * 20, BrainTumPlanner25D)
+    flat, volume = plans["configurations"]["2d"], plans["configurations"]["3d_fullres"]
+    assert plans["plans_name"] == "BrainTum25DPlans"
+    assert (flat["neighbouring_slices"], flat["preprocessor_name"]) == (1, "BrainTumPreprocessor")
+    assert plans["braintum_decisions"]["2d"]["input"].startswith("1 neighbouring slice(s) on each side")
+    assert "neighbouring_slices" not in volume and volume["preprocessor_name"] == "BrainTumPreprocessor"
+    assert set(plans["braintum_decisions"]) == {"data", "2d", "3d_fullres"}
+
+
+def test_single_slices_have_no_neighbours(nnunet_folders: Any) -> None:
+    with pytest.raises(ValueError, match="Dataset007_Tiny holds single slices, which have no neighbours"):
+        plan_shapes(nnunet_folders, [[1, 64, 64]] * 20, BrainTumPlanner25D)
+
+
+@pytest.mark.parametrize(
+    ("channel_name", "scheme"),
+    [("T1ce", "ZScore"), ("CT", "CT"), ("rescale_to_0_1", "RescaleTo01"), ("percentile_zscore", "PercentileZScore")],
+)
+def test_normalisation_with_nnunets_fingerprint(nnunet_folders: Any, channel_name: str, scheme: str) -> None:
+    write_fingerprint(nnunet_folders, [[1, 64, 64]] * 20, [999.0, 1.0, 1.0])
+    file = nnunet_folders.raw / "Dataset007_Tiny" / "dataset.json"
+    file.write_text(json.dumps({**load(file), "channel_names": {"0": channel_name}}))
+    plans = BrainTumPlannerLight(7).plan_experiment()
+    assert plans["configurations"]["2d"]["normalization_schemes"] == [f"{scheme}Normalization"]
+    assert (
+        "-fpe BrainTumFingerprintExtractor" in plans["braintum_decisions"]["data"][f"normalization of {channel_name}"]
+    )
