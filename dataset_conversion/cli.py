@@ -129,18 +129,15 @@ def _convert(arguments: Sequence[str] | None = None) -> int:
 
 def next_commands(dataset_id: int, configuration: str = "2d", has_classes: bool = True) -> str:
     """Returns the commands that follow a conversion, ready to be typed."""
+    plan = (
+        f"  nnUNetv2_plan_and_preprocess -d {dataset_id} -fpe BrainTumFingerprintExtractor -pl BrainTumPlanner "
+        f"-c {configuration} --verify_dataset_integrity\n"
+        f"  nnUNetv2_train {dataset_id} {configuration} 0 -p BrainTumPlans"
+    )
     if not has_classes:
-        return (
-            "The data set has no classes, so nnU-Net's own trainer is the one for it. Next, type:\n"
-            f"  nnUNetv2_plan_and_preprocess -d {dataset_id} -pl BrainTumPlanner -c {configuration} "
-            "--verify_dataset_integrity\n"
-            f"  nnUNetv2_train {dataset_id} {configuration} 0 -p BrainTumPlans"
-        )
+        return f"The data set has no classes, so nnU-Net's own trainer is the one for it. Next, type:\n{plan}"
     return (
-        "Next, type:\n"
-        f"  nnUNetv2_plan_and_preprocess -d {dataset_id} -pl BrainTumPlanner -c {configuration} "
-        "--verify_dataset_integrity\n"
-        f"  nnUNetv2_train {dataset_id} {configuration} 0 -p BrainTumPlans -tr nnUNetTrainerMultiTask\n"
+        f"Next, type:\n{plan} -tr nnUNetTrainerMultiTask\n"
         f"  braintum_predict -d {dataset_id} -p BrainTumPlans -tr nnUNetTrainerMultiTask -c {configuration} "
         "-i INPUT -o OUTPUT"
     )

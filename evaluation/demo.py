@@ -54,7 +54,8 @@ def demo(argv: list[str] | None = None) -> int:
 
     run("braintum_convert", "figshare", str(source), "-d", dataset, "--name", "Demo", "-np", processes)
     run(
-        *("nnUNetv2_plan_and_preprocess", "-d", dataset, "-pl", "BrainTumPlannerLight", "-c", "2d"),
+        *("nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", "2d"),
+        *("-fpe", "BrainTumFingerprintExtractor", "-pl", "BrainTumPlannerLight"),
         *("-overwrite_target_spacing", spacing, spacing, "--verify_dataset_integrity"),
         *("-npfp", processes, "-np", processes, "--no_pbar"),
     )

@@ -409,7 +409,7 @@ def test_command_converts_and_names_the_next_commands(command, source, raw, caps
     assert not raw.exists()
     assert command(["figshare", str(source), "-d", "511", "-np", "1"]) == 0
     out = capsys.readouterr().out
-    assert "nnUNetv2_plan_and_preprocess -d 511 -pl BrainTumPlanner -c 2d --verify_dataset_integrity" in out
+    assert "nnUNetv2_plan_and_preprocess -d 511 -fpe BrainTumFingerprintExtractor -pl BrainTumPlanner -c 2d" in out
     assert "nnUNetv2_train 511 2d 0 -p BrainTumPlans -tr nnUNetTrainerMultiTask" in out
     assert "braintum_predict -d 511 -p BrainTumPlans -tr nnUNetTrainerMultiTask -c 2d -i INPUT -o OUTPUT" in out
     assert (raw / NAME / "dataset.json").exists()
