@@ -83,7 +83,8 @@ def channel_statistics(image: np.ndarray, num_samples: int) -> ChannelStatistics
         voxels=voxels.size,
         nonzero_voxels=nonzero.size,
         total=float(exact.sum()),
-        total_of_squares=float(exact @ exact),
+        # not `@`: BLAS would start threads of its own in every worker, which then wait for each other
+        total_of_squares=float(np.einsum("i,i->", exact, exact)),
         minimum=minimum,
         maximum=maximum,
         nonzero_minimum=float(nonzero.min()) if nonzero.size else np.nan,
