@@ -14,8 +14,9 @@ INSTALLED_TEST := $(VENV)/.installed-test
 demo: $(INSTALLED)
 	$(VENV)/bin/braintum_demo $(if $(DATA),--data "$(DATA)")
 
+# two processes of one thread each: most tests are too small to keep two threads busy
 test: lint
-	$(VENV_PYTHON) -m pytest --durations=15
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist loadfile --durations=15
 
 test-matrix: $(INSTALLED_TEST)
 	BRAINTUM_FULL_MATRIX=1 $(VENV_PYTHON) -m pytest -m matrix --durations=15

@@ -32,7 +32,6 @@ def build_parser() -> argparse.ArgumentParser:
     folder = parser.add_argument_group("folders of predictions")
     folder.add_argument("-g", type=Path, metavar="FOLDER", help="true segmentations, such as labelsTs")
     folder.add_argument("-djfile", type=Path, help="dataset.json; default: of the predictions, or beside -g")
-    folder.add_argument("--cases", type=Path, help="cases.csv with classes and patients; default: beside -g")
     folder.add_argument("--partial", action="store_true", help="evaluate what is predicted, although cases are missing")
     model = parser.add_argument_group("trained models; all combinations of -tr -p -c that exist")
     model.add_argument("-d", metavar="DATASET", help="data-set name or id")
@@ -44,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="look for nnU-Net's post-processing on the merged folds; braintum_postprocess applies it",
     )
+    parser.add_argument("--cases", type=Path, help="cases.csv with classes and patients; default: the data set's")
     parser.add_argument("--ensembles", action="store_true", help="also pairs of models, where probabilities were saved")
     parser.add_argument(
         "-best", choices=("Dice", "macro_f1", "joint"), default="joint", help="criterion; default: %(default)s"
@@ -132,7 +132,7 @@ def _models(args: argparse.Namespace) -> "list[tuple[Predictions, Path]]":
         raise FileNotFoundError(
             f"no trained model at {', '.join(str(folder) for folder in folders)}; check -d -tr -p -c"
         )
-    found = [predictions_of_folds(folder, args.f) for folder in existing]
+    found = [predictions_of_folds(folder, args.f, args.cases) for folder in existing]
     outputs = []
     for predictions, folder in zip(found, existing, strict=True):
         folds = tuple(sorted(set(predictions.fold_of_case.values())))

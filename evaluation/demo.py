@@ -61,14 +61,14 @@ def demo(argv: list[str] | None = None) -> int:
     )
     run("nnUNetv2_train", dataset, "2d", str(args.fold), "-p", plans, "-tr", trainer, "-device", device)
     raw = Path(environment["nnUNet_raw"]) / f"Dataset{DATASET_ID}_Demo"
-    held_out = _copy_held_out_images(raw, args.fold, out / "held_out")
+    held_out, labels = _copy_held_out_cases(raw, args.fold, out / "held_out")
     predictions = out / "predictions"
     run(
         *("braintum_predict", "-i", str(held_out), "-o", str(predictions), "-d", dataset, "-c", "2d"),
         *("-p", plans, "-tr", trainer, "-f", str(args.fold), "-device", device),
     )
     run(
-        *("braintum_evaluate", "-p", str(predictions), "-g", str(raw / "labelsTr"), "--partial"),
+        *("braintum_evaluate", "-p", str(predictions), "-g", str(labels), "--cases", str(raw / "cases.csv")),
         *("-o", str(out / "evaluation"), "-np", processes),
     )
     model = next((out / "nnUNet_results").glob("*/*"))
@@ -138,15 +138,19 @@ def _run(command: tuple[str, ...], environment: dict[str, str]) -> None:
     print(f"=== {command[0]} took {time.monotonic() - started:.0f} s", flush=True)
 
 
-def _copy_held_out_images(raw: Path, fold: int, target: Path) -> Path:
+def _copy_held_out_cases(raw: Path, fold: int, target: Path) -> tuple[Path, Path]:
+    """Folders of the images and of the true masks of a fold."""
     splits = json.loads((raw / "splits_final.json").read_text(encoding="utf-8"))
     if not 0 <= fold < len(splits):
         raise ValueError(f"--fold {fold}: the data has the folds 0 to {len(splits) - 1}")
     ending = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
-    target.mkdir()
+    images, labels = target / "images", target / "labels"
+    for folder in (images, labels):
+        folder.mkdir(parents=True)
     for case in splits[fold]["val"]:
-        shutil.copy(raw / "imagesTr" / f"{case}_0000{ending}", target)
-    return target
+        shutil.copy(raw / "imagesTr" / f"{case}_0000{ending}", images)
+        shutil.copy(raw / "labelsTr" / f"{case}{ending}", labels)
+    return images, labels
 
 
 def main() -> int:

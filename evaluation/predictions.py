@@ -108,12 +108,15 @@ def predictions_in_folder(
     )
 
 
-def predictions_of_folds(model_folder: Path, folds: Sequence[int] | None = None) -> Predictions:
+def predictions_of_folds(
+    model_folder: Path, folds: Sequence[int] | None = None, cases_file: Path | None = None
+) -> Predictions:
     """Validation of the folds of a trained model, merged: each case once, predicted by the fold that held it out.
 
     Args:
         model_folder: ``nnUNet_results/DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION``.
         folds: None for all that have finished their validation.
+        cases_file: ``cases.csv``; None looks where training does.
 
     Raises:
         FileNotFoundError: a fold or the truth is missing.
@@ -147,7 +150,9 @@ def predictions_of_folds(model_folder: Path, folds: Sequence[int] | None = None)
             results |= _of_these_cases(read_class_results(folder, schema), here, folder)
     if strangers := sorted(masks.keys() - references.keys()):
         raise ValueError(f"{model_folder}: {_some(strangers)} have no true segmentation in {gt_folders[0]}")
-    cases = {} if schema is None else _rows(find_cases_file(preprocessed, raw), schema, masks)
+    if cases_file is None and schema is not None:
+        cases_file = find_cases_file(preprocessed, raw)
+    cases = {} if cases_file is None else _rows(cases_file, schema, masks)
     references = {case: references[case] for case in masks}
     return Predictions(model_folder.name, masks, references, dataset_json, results, cases, fold_of_case)
 

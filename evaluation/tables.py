@@ -7,6 +7,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from evaluation.statistics import MIN_CLUSTERS
+
 _MASK_COLUMNS = ("Dice", "IoU", "HD95", "ASSD", "precision", "recall", "relative_volume_error", "lesion_recall")
 _CLASS_COLUMNS = ("sensitivity", "specificity", "precision", "f1", "auc", "average_precision")
 _OVERALL_ROWS = (
@@ -103,13 +105,16 @@ def _overview(summary: Mapping[str, Any]) -> Table:
                     ["", "", ""] if by_patient is None else [number(by_patient["value"]), interval(by_patient), count]
                 )
             cells.append(row)
-    known = "patients" if summary["num_patients"] is not None else "cases; patients are not known"
     title = f"{summary['name']}: {summary['num_cases']} cases"
     if summary["num_patients"] is not None:
         title += f" of {summary['num_patients']} patients"
     if summary["num_missing"]:
         title += f", {summary['num_missing']} not predicted"
-    title += f" (95 % intervals: bootstrap over {summary['num_clusters']} {known})"
+    units = "independent patients" if summary["num_patients"] is not None else "cases, as patients are not known"
+    if summary["num_clusters"] < MIN_CLUSTERS:
+        title += f" (no intervals: {summary['num_clusters']} {units}, {MIN_CLUSTERS} are needed)"
+    else:
+        title += f" (95 % intervals: bootstrap over {summary['num_clusters']} {units})"
     header = ["figure", "by case", "95 % interval", "n"]
     return Table(title, header + (["by patient", "95 % interval", "n"] if patients else []), cells)
 
