@@ -20,12 +20,13 @@ from math import prod
 from typing import Any
 
 import torch
-from dynamic_network_architectures.building_blocks.helper import get_matching_convtransp, maybe_convert_scalar_to_list
+from dynamic_network_architectures.building_blocks.helper import get_matching_convtransp
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 from torch import nn
 
 from architectures.bt_block import BTBlock
 from architectures.cbam import CBAM
+from architectures.plan_topology import per_level, per_level_and_axis
 from architectures.pyramid_fusion import PyramidFusion
 from architectures.t_inception import ParallelConvolutions, TInceptionNet
 
@@ -296,18 +297,13 @@ class BrainTumNet(nn.Module):
         if (n_conv_per_stage is None) == (n_blocks_per_stage is None):
             raise ValueError("give either n_conv_per_stage or n_blocks_per_stage")
         if n_blocks_per_stage is not None:
-            num_blocks = _per_level("n_blocks_per_stage", n_blocks_per_stage, n_stages)
+            num_blocks = per_level("n_blocks_per_stage", n_blocks_per_stage, n_stages)
         else:
-            num_blocks = [max(1, n - 1) for n in _per_level("n_conv_per_stage", n_conv_per_stage, n_stages)]
+            num_blocks = [max(1, n - 1) for n in per_level("n_conv_per_stage", n_conv_per_stage, n_stages)]
         topology = _Topology(
-            channels=_per_level("features_per_stage", features_per_stage, n_stages),
-            kernels=[
-                maybe_convert_scalar_to_list(conv_op, kernel)
-                for kernel in _per_level("kernel_sizes", kernel_sizes, n_stages)
-            ],
-            strides=[
-                maybe_convert_scalar_to_list(conv_op, stride) for stride in _per_level("strides", strides, n_stages)
-            ],
+            channels=per_level("features_per_stage", features_per_stage, n_stages),
+            kernels=per_level_and_axis("kernel_sizes", kernel_sizes, n_stages, conv_op),
+            strides=per_level_and_axis("strides", strides, n_stages, conv_op),
             conv_op=conv_op,
             conv_bias=conv_bias,
             norm_op=norm_op,
@@ -317,7 +313,7 @@ class BrainTumNet(nn.Module):
             nonlin=nonlin,
             nonlin_kwargs=nonlin_kwargs,
         )
-        num_convolutions = _per_level("n_conv_per_stage_decoder", n_conv_per_stage_decoder, n_stages - 1)
+        num_convolutions = per_level("n_conv_per_stage_decoder", n_conv_per_stage_decoder, n_stages - 1)
         self.encoder = BrainTumNetEncoder(input_channels, topology, num_blocks, use_transformer)
         self.decoder = BrainTumNetDecoder(topology, num_classes, num_convolutions, deep_supervision, use_transformer)
         self.num_class_levels = sum(topology.has_transformer(level) for level in range(n_stages))
@@ -382,11 +378,3 @@ class BrainTumNet(nn.Module):
         InitWeights_He(1e-2)(module)
         if isinstance(module, BTBlock):  # visited after its layers
             nn.init.zeros_(module.restore.weight)
-
-
-def _per_level(name: str, value: Any, levels: int) -> list:
-    """``value`` as a list with one entry a level."""
-    values = list(value) if isinstance(value, Sequence) else [value] * levels
-    if len(values) != levels:
-        raise ValueError(f"{name} has {len(values)} entries; give one for each of the {levels} levels")
-    return values

@@ -1,7 +1,10 @@
 """Reading the topology from either kind of nnU-Net's plans."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
+
+from dynamic_network_architectures.building_blocks.helper import maybe_convert_scalar_to_list
 
 _RESIDUAL_ONLY = ("n_blocks_per_stage", "block", "bottleneck_channels", "stem_channels")
 _READ_BY_DECODER = (
@@ -41,3 +44,20 @@ def topology_for_decoder(encoder: Any) -> SimpleNamespace:
     Given an encoder itself, it registers it once more, and state dicts hold every weight of it twice.
     """
     return SimpleNamespace(**{name: getattr(encoder, name) for name in _READ_BY_DECODER})
+
+
+def per_level(name: str, value: Any, levels: int) -> list:
+    """An argument that plans give once or a level, as a list with one entry a level.
+
+    Raises:
+        ValueError: a list of another length.
+    """
+    values = list(value) if isinstance(value, Sequence) else [value] * levels
+    if len(values) != levels:
+        raise ValueError(f"{name} has {len(values)} entries; give one for each of the {levels} levels")
+    return values
+
+
+def per_level_and_axis(name: str, value: Any, levels: int, conv_op: Any) -> list[list[int]]:
+    """The same for kernel sizes and strides: one list a level, with one entry an axis of ``conv_op``."""
+    return [maybe_convert_scalar_to_list(conv_op, entry) for entry in per_level(name, value, levels)]

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from dynamic_network_architectures.building_blocks.helper import maybe_convert_scalar_to_list
 from dynamic_network_architectures.building_blocks.simple_conv_blocks import ConvDropoutNormReLU
 from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
@@ -20,6 +19,7 @@ from torch import nn
 from architectures.classification_head import TumourWeightedClassificationHead
 from architectures.context_extraction import ContextExtraction
 from architectures.large_kernel_attention import LargeKernelAttention
+from architectures.plan_topology import per_level, per_level_and_axis
 from architectures.residual_squeeze_excitation import ResidualSqueezeExcitationBlock, SqueezeExcitation
 
 _LKA_KERNEL, _LKA_DILATED_KERNEL = 5, 7
@@ -191,15 +191,13 @@ class ResSELKAUNet(nn.Module):
             raise ValueError("give either n_conv_per_stage or n_blocks_per_stage")
         if n_conv_per_stage is not None:
             n_blocks_per_stage = [
-                (convs + 1) // 2 for convs in _per_stage("n_conv_per_stage", n_conv_per_stage, n_stages)
+                (convs + 1) // 2 for convs in per_level("n_conv_per_stage", n_conv_per_stage, n_stages)
             ]
         topology = SimpleNamespace(
-            output_channels=_per_stage("features_per_stage", features_per_stage, n_stages),
-            strides=[maybe_convert_scalar_to_list(conv_op, s) for s in _per_stage("strides", strides, n_stages)],
-            kernel_sizes=[
-                maybe_convert_scalar_to_list(conv_op, k) for k in _per_stage("kernel_sizes", kernel_sizes, n_stages)
-            ],
-            n_blocks_per_stage=_per_stage("n_blocks_per_stage", n_blocks_per_stage, n_stages),
+            output_channels=per_level("features_per_stage", features_per_stage, n_stages),
+            strides=per_level_and_axis("strides", strides, n_stages, conv_op),
+            kernel_sizes=per_level_and_axis("kernel_sizes", kernel_sizes, n_stages, conv_op),
+            n_blocks_per_stage=per_level("n_blocks_per_stage", n_blocks_per_stage, n_stages),
             conv_op=conv_op,
             conv_bias=conv_bias,
             norm_op=norm_op,
@@ -255,14 +253,6 @@ class ResSELKAUNet(nn.Module):
         InitWeights_He(1e-2)(module)
         if isinstance(module, SqueezeExcitation):
             module.pair_hidden_channels()
-
-
-def _per_stage(name: str, value: Any, n_stages: int) -> list:
-    """``value`` as a list with one entry a level."""
-    values = list(value) if isinstance(value, Sequence) else [value] * n_stages
-    if len(values) != n_stages:
-        raise ValueError(f"{name} has {len(values)} entries, the network {n_stages} stages; give one entry a stage")
-    return values
 
 
 def _register_once(network: nn.Module) -> None:

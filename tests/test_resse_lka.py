@@ -276,7 +276,7 @@ def test_dilations_are_options() -> None:
     [
         ({"n_blocks_per_stage": [1, 1, 1]}, "either n_conv_per_stage or n_blocks_per_stage"),
         ({"n_conv_per_stage": None}, "either n_conv_per_stage or n_blocks_per_stage"),
-        ({"strides": [[1, 1], [2, 2]]}, "strides has 2 entries, the network 3 stages"),
+        ({"strides": [[1, 1], [2, 2]]}, "strides has 2 entries; give one for each of the 3 levels"),
     ],
 )
 def test_contradictory_topology_is_refused(change: dict[str, Any], message: str) -> None:
