@@ -13,7 +13,7 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 from trainers.progress import CLASS_KEYS, MultiTaskLogger
-from trainers.schedule import PerGroupPolyLR
+from trainers.schedule import PerGroupLR, PolynomialDecay
 from trainers.seeded_batches import seeded_batches
 from trainers.settings import TrainingSettings
 
@@ -41,7 +41,7 @@ def test_schedule_per_group() -> None:
     parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
     groups = [{"params": [parameters[0]], "lr": 0.1}, {"params": [parameters[1]], "lr": 0.02}]
     optimizer = torch.optim.SGD(groups)
-    schedule = PerGroupPolyLR(optimizer, num_epochs=10, warmup_epochs=[0, 3])
+    schedule = PerGroupLR(optimizer, num_epochs=10, warmup_epochs=[0, 3], decay=PolynomialDecay())
     schedule.step(0)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.02 / 4])
     schedule.step(5)

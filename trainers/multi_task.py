@@ -1,7 +1,5 @@
 """nnU-Net's trainer with a classification head: segments the tumour and names its type in one network."""
 
-import os
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,39 +10,29 @@ import torch
 from batchgenerators.utilities.file_and_folder_operations import join
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock_module
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.helpers import dummy_context
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import autocast, nn
 from torch import distributed as dist
-from torch._dynamo import OptimizedModule
-from torch.nn.parallel import DistributedDataParallel
 
-from architectures.input_channels import num_network_channels
 from architectures.multi_task_unet import multi_task_network_class
 from dataset_conversion.cases import ClassSchema, classification_entry, find_cases_file, read_cases
 from evaluation.classification_metrics import classification_metrics
-from evaluation.segmentation_metrics import metrics_on_folder
-from inference.checkpoints import to_builtin
+from inference.checkpoints import load_checkpoint_safely
 from inference.class_evidence import ClassRecorder, aggregate
 from inference.joint_predictor import JointPredictor
 from inference.results import case_result
 from trainers.class_supervision import UNKNOWN_CLASS, ClassLabels, class_loss, covered_shares, patch_weights
+from trainers.networks import multi_task_network
 from trainers.progress import MultiTaskLogger
-from trainers.schedule import PerGroupPolyLR
-from trainers.seeded_batches import seed_everything, seeded_batches
-from trainers.settings import TrainingSettings
-from trainers.slice_sampling import SliceSampling, data_loader_class
+from trainers.recipes import MULTI_TASK, ParameterGroup
+from trainers.segmentation import SegmentationTrainer
+from trainers.task_balancing import LOG_VARIANCES, UncertaintyWeighting, build_balancing
 from trainers.validation_results import write_validation_results
 
-_TRAINING_STREAM, _VALIDATION_STREAM, _NETWORK_STREAM = 0, 1, 2
 
-
-class nnUNetTrainerMultiTask(nnUNetTrainer):
-    """Any nnU-Net plans plus a classification head: loss = segmentation + ``class_loss_weight`` · classification.
+class nnUNetTrainerMultiTask(SegmentationTrainer):
+    """Any nnU-Net plans plus a classification head; the loss is the recipe's weighted sum of both tasks.
 
     Class names come from ``dataset.json``, labels from ``cases.csv``. Cases without a class train the segmentation,
     cases without a mask (ignore label) the classification. Segmentation loss, deep supervision and augmentation are
@@ -53,21 +41,14 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
     Raises:
         ValueError: the data set declares no classes, or its ``cases.csv`` does not fit.
         FileNotFoundError: no ``cases.csv`` (when training starts, not at prediction).
+        NotImplementedError: for the second stage of a cascade, or a balancing of tasks with DDP.
     """
 
-    # set by nnU-Net's untyped base
-    network: Any
-    num_epochs: int
-    num_iterations_per_epoch: int
-    num_val_iterations_per_epoch: int
-    _best_ema: Any
-
-    class_loss_weight = 1.0
-    class_label_smoothing = 0.1
-    head_initial_lr = 1e-3
-    head_weight_decay = 1e-2
-    head_warmup = 0.02  # share of all epochs
-    slice_sampling: SliceSampling | None = SliceSampling()  # of volumes, in 2-D configurations; None: nnU-Net's own
+    recipe = MULTI_TASK
+    balances_tasks = True
+    build_network_architecture = staticmethod(
+        multi_task_network(lambda plan: multi_task_network_class(plan.network_arch_class_name))
+    )
 
     def __init__(
         self,
@@ -88,87 +69,34 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.class_schema = schema
         self.logger.local_logger = MultiTaskLogger()
-        self.initial_lr = 1e-3
-        self.weight_decay = 1e-2
-        settings = TrainingSettings.from_environment()
-        self.seed = settings.seed
-        self.num_epochs = settings.num_epochs or self.num_epochs
-        if settings.num_iterations_per_epoch is not None:
-            ratio = self.num_val_iterations_per_epoch / self.num_iterations_per_epoch
-            self.num_iterations_per_epoch = settings.num_iterations_per_epoch
-            self.num_val_iterations_per_epoch = max(1, round(ratio * self.num_iterations_per_epoch))
+        self.balancing = build_balancing(
+            self.settings.task_balancing, self.recipe.lowest_segmentation_loss, self.is_ddp
+        ).to(self.device)
         self._shape_of_case: dict[str, tuple[int, ...]] = {}
 
-    # ------------------------------------------------------------------ network and optimiser
-
-    @staticmethod
-    def build_network_architecture(
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        """The plan's network with a classification head.
-
-        ``num_input_channels`` counts the channels of the images; neighbouring slices of the plan come on top.
-
-        Raises:
-            ValueError: the plans name no classes, or their ``neighbouring_slices`` makes no sense.
-            NotImplementedError: the plan's network has no multi-task counterpart.
-        """
-        classification = plans_manager.plans.get("classification")
-        if classification is None:
-            raise ValueError(
-                f'the plans {plans_manager.plans_name} have no "classification"; plan again with BrainTumPlanner, or '
-                "train with nnUNetTrainerMultiTask, which adds it"
-            )
-        network_class = multi_task_network_class(configuration_manager.network_arch_class_name)
-        return get_network_from_plans(
-            f"{network_class.__module__}.{network_class.__qualname__}",
-            {
-                **configuration_manager.network_arch_init_kwargs,
-                "num_tumour_classes": len(classification["class_names"]),
-                "sigmoid_segmentation": classification["region_based"],
-            },
-            configuration_manager.network_arch_init_kwargs_req_import,
-            num_network_channels(num_input_channels, configuration_manager.configuration),
-            num_output_channels,
-            allow_init=True,
-            deep_supervision=enable_deep_supervision,
-        )
-
-    def initialize(self) -> None:
-        """As stock; under a seed the initial weights are reproducible."""
-        if self.seed is not None:
-            seed_everything(self.seed, _NETWORK_STREAM)
-        super().initialize()
+    # ------------------------------------------------------------------ optimiser
 
     @property
-    def bare_network(self) -> Any:
-        """The network without the wrappers of DDP and ``torch.compile``."""
-        network = self.network
-        if isinstance(network, DistributedDataParallel):
-            network = network.module
-        return network._orig_mod if isinstance(network, OptimizedModule) else network
+    def task_weights(self) -> tuple[float, float]:
+        """Weight of the segmentation loss and of the class loss, in this epoch."""
+        return self.recipe.segmentation_weight, self.recipe.class_weight
 
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PerGroupPolyLR]:
-        """AdamW, with a parameter group and a schedule of its own for the head.
+    def parameter_groups(self) -> list[tuple[list[nn.Parameter], ParameterGroup]]:
+        """Groups of body, head (if the recipe gives it one) and what the balancing of the tasks learns."""
+        ((body, settings),) = super().parameter_groups()
+        groups = [(body, settings)]
+        if self.recipe.head is not None:
+            head = list(self.bare_network.classification_head.parameters())
+            head_ids = {id(parameter) for parameter in head}
+            body = [parameter for parameter in body if id(parameter) not in head_ids]
+            groups = [(body, settings), (head, self.recipe.head)]
+        if learned := list(self.balancing.parameters()):
+            groups.append((learned, ParameterGroup(lr=settings.lr)))
+        return groups
 
-        Not nnU-Net's SGD: the class loss has other gradients than Dice, and on a small set SGD with momentum 0.99
-        takes thousands of iterations to find a small tumour.
-        """
-        head = list(self.bare_network.classification_head.parameters())
-        head_ids = {id(parameter) for parameter in head}
-        body = [parameter for parameter in self.bare_network.parameters() if id(parameter) not in head_ids]
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": body, "lr": self.initial_lr, "weight_decay": self.weight_decay},
-                {"params": head, "lr": self.head_initial_lr, "weight_decay": self.head_weight_decay},
-            ],
-            fused=True,  # one pass over the parameters: otherwise the optimiser costs more than the head
-        )
-        return optimizer, PerGroupPolyLR(optimizer, self.num_epochs, [0, round(self.head_warmup * self.num_epochs)])
+    def _do_i_compile(self) -> bool:
+        """As stock, except that compiled networks allow one backward pass only."""
+        return self.balancing.backward_passes == 1 and super()._do_i_compile()
 
     # ------------------------------------------------------------------ data
 
@@ -204,46 +132,7 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
         training.identifiers = self.class_labels.balanced(training.identifiers)
         return training, validation
 
-    def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
-        """Stock loaders that draw slices by :attr:`slice_sampling`; under a seed, reproducible ones around them."""
-        if self.seed is None:
-            return self._loaders_by_policy()
-        num_processes = get_allowed_n_proc_DA()
-        with patch.dict(os.environ, nnUNet_n_proc_DA="0"):  # gives the loaders without worker processes
-            training, validation = self._loaders_by_policy()
-        first_epoch, pin_memory = self.current_epoch, self.device.type == "cuda"
-        return (
-            seeded_batches(
-                training.data_loader,
-                self.seed,
-                _TRAINING_STREAM,
-                first_epoch,
-                self.num_iterations_per_epoch,
-                num_processes,
-                pin_memory,
-            ),
-            seeded_batches(
-                validation.data_loader,
-                self.seed,
-                _VALIDATION_STREAM,
-                first_epoch,
-                self.num_val_iterations_per_epoch,
-                num_processes // 2,
-                pin_memory,
-            ),
-        )
-
-    def _loaders_by_policy(self) -> tuple[Any, Any]:
-        with patch.object(stock_module, "nnUNetDataLoader", data_loader_class(self.slice_sampling)):
-            return super().get_dataloaders()
-
     # ------------------------------------------------------------------ training
-
-    def on_train_epoch_start(self) -> None:
-        """As stock; under a seed, dropout too depends on the epoch alone."""
-        if self.seed is not None:
-            seed_everything(self.seed, _NETWORK_STREAM, self.current_epoch)
-        super().on_train_epoch_start()
 
     def train_step(self, batch: dict) -> dict:
         """One iteration on both tasks.
@@ -260,19 +149,30 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
             segmentation, class_logits = self.network(data, with_classes=True)
             segmentation_loss = self.loss(segmentation, target)
         classification_loss = self._classification_loss(class_logits, target, batch["keys"])
-        loss = segmentation_loss + self.class_loss_weight * classification_loss
-        if self.grad_scaler is not None:
-            self.grad_scaler.scale(loss).backward()
-            self.grad_scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
+        losses = segmentation_loss, classification_loss
+        scaler = self.grad_scaler
+        self.balancing.backward(
+            losses,
+            self.task_weights,
+            list(self.network.parameters()),
+            (lambda loss: loss) if scaler is None else scaler.scale,
+            bool((self.class_labels.of(batch["keys"]) != UNKNOWN_CLASS).any()),
+        )
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
+        if scaler is not None:
+            scaler.step(self.optimizer)
+            scaler.update()
         else:
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
             self.optimizer.step()
-        both = torch.stack([loss, classification_loss]).detach().cpu().numpy()  # one synchronisation, as in stock
+        both = torch.stack([self._weighted(*losses), classification_loss]).detach().cpu().numpy()  # one synchronisation
         return {"loss": both[0], "class_loss": both[1]}
+
+    def _weighted(self, segmentation_loss: Any, classification_loss: Any) -> Any:
+        """The sum that is logged, whatever balances the tasks."""
+        weights = self.task_weights
+        return weights[0] * segmentation_loss + weights[1] * classification_loss
 
     def _to_device(self, batch: dict) -> tuple[torch.Tensor, Any]:
         data = batch["data"].to(self.device, non_blocking=True)
@@ -291,7 +191,7 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
             self.label_manager.has_regions,
             self.class_labels.negative_label,
         )
-        return class_loss(class_logits, labels, weights, self.class_label_smoothing)
+        return class_loss(class_logits, labels, weights, self.recipe.class_label_smoothing)
 
     def _covered_shares(self, keys: Any) -> torch.Tensor:
         """Share of each case's image that one patch covers; matters only where masks may be missing."""
@@ -327,7 +227,7 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
         known = labels != UNKNOWN_CLASS
         predictions = class_logits.argmax(1).cpu()
         output["class_loss"] = classification_loss.detach().cpu().numpy()
-        output["loss"] = output["loss"] + self.class_loss_weight * output["class_loss"]
+        output["loss"] = self._weighted(output["loss"], output["class_loss"])
         output["class_labels"] = labels[known].tolist()
         output["class_predictions"] = predictions[known].tolist()
         return output
@@ -335,7 +235,6 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """As stock; also logs class metrics and the joint score, the mean of Dice and macro-F1."""
         super().on_validation_epoch_end(val_outputs)
-        self._replace_undefined_dice()
         outputs = collate_outputs(val_outputs)
         metrics = classification_metrics(
             self._gather(outputs["class_labels"]),
@@ -355,13 +254,6 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
         }
         for key, value in values.items():
             self.logger.log(key, value, self.current_epoch)
-
-    def _replace_undefined_dice(self) -> None:
-        """Validation batches without any foreground have no Dice; one NaN would stay in nnU-Net's average for good."""
-        means, averages = (self.logger.get_value(key, step=None) for key in ("mean_fg_dice", "ema_fg_dice"))
-        if np.isnan(means[-1]):
-            means[-1] = averages[-1] = averages[-2] if len(averages) > 1 else 0.0
-            self.print_to_log_file("no foreground in the validation patches of this epoch: Dice carried over")
 
     def _gather(self, values: Any) -> list:
         """``values`` of all DDP workers in one list."""
@@ -389,24 +281,31 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
             self.print_to_log_file(f"New best EMA joint score: {scores[-1]:.4f}")
             self._save_checkpoint_of_past_epoch("checkpoint_best_joint.pth")
 
-    def _save_checkpoint_of_past_epoch(self, name: str) -> None:
-        self.current_epoch -= 1  # on_epoch_end has counted it up already, and saving does so again
-        self.save_checkpoint(join(self.output_folder, name))
-        self.current_epoch += 1
-
     # ------------------------------------------------------------------ checkpoints
 
-    def save_checkpoint(self, filename: str) -> None:
-        """Stock's checkpoint, complete or not there at all, readable with ``torch.load(weights_only=True)``."""
-        to_builtin(self.logger.local_logger.my_fantastic_logging)
-        self._best_ema = to_builtin(self._best_ema)
-        temporary = f"{filename}.{os.getpid()}.partial"
-        try:
-            super().save_checkpoint(temporary)
-            if os.path.isfile(temporary):  # another rank, or checkpointing disabled: nothing was written
-                os.replace(temporary, filename)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+    def complete_checkpoint(self, filename: str) -> None:
+        """Add the learned weights of the tasks."""
+        if isinstance(self.balancing, UncertaintyWeighting):
+            checkpoint = torch.load(filename, map_location="cpu", weights_only=True)
+            checkpoint[LOG_VARIANCES] = self.balancing.log_variances.detach().cpu()
+            torch.save(checkpoint, filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """As stock, with the learned weights of the tasks.
+
+        Raises:
+            ValueError: the checkpoint is of a training with another ``braintum_task_balancing``.
+        """
+        stored = load_checkpoint_safely(filename_or_checkpoint).get(LOG_VARIANCES)
+        learns = isinstance(self.balancing, UncertaintyWeighting)
+        if learns != (stored is not None):
+            raise ValueError(
+                f"{filename_or_checkpoint} was {'not ' if learns else ''}trained with braintum_task_balancing="
+                "uncertainty; set the environment variable as it was then"
+            )
+        super().load_checkpoint(filename_or_checkpoint)
+        if learns:
+            self.balancing.load_state_dict({"log_variances": stored})
 
     # ------------------------------------------------------------------ final validation
 
@@ -418,8 +317,8 @@ class nnUNetTrainerMultiTask(nnUNetTrainer):
             predictors.append(JointPredictor(*args, **kwargs))
             return predictors[-1]
 
-        # what stock calls by these names does the same, keeps the class evidence, and computes more metrics
-        with patch.multiple(stock_module, nnUNetPredictor=joint_predictor, compute_metrics_on_folder=metrics_on_folder):
+        # what stock calls by this name does the same and keeps the class evidence
+        with patch.object(stock_module, "nnUNetPredictor", joint_predictor):
             super().perform_actual_validation(save_probabilities)
         _, keys = self.do_split()
         keys = keys[self.local_rank :: dist.get_world_size()] if self.is_ddp else keys

@@ -1,5 +1,42 @@
 """The trainers that nnU-Net finds by name."""
 
+from trainers.braintumnet import (
+    nnUNetTrainerBrainTumNet,
+    nnUNetTrainerBrainTumNetNoInception,
+    nnUNetTrainerBrainTumNetNoTransformer,
+    nnUNetTrainerBrainTumNetTwoStage,
+)
+from trainers.classifiers import (
+    nnUNetTrainerClassifierDenseNet121,
+    nnUNetTrainerClassifierFTCNN,
+    nnUNetTrainerClassifierGoogLeNet,
+    nnUNetTrainerClassifierResNet50,
+    nnUNetTrainerClassifierUNet,
+)
 from trainers.multi_task import nnUNetTrainerMultiTask
+from trainers.resse_lka import nnUNetTrainerResSELKA, nnUNetTrainerResSELKAMultiTask
+from trainers.unets import (
+    nnUNetTrainerAttentionUNet,
+    nnUNetTrainerJointUNet,
+    nnUNetTrainerResidualUNet,
+    nnUNetTrainerUNet,
+)
 
-__all__ = ["nnUNetTrainerMultiTask"]
+__all__ = [
+    "nnUNetTrainerAttentionUNet",
+    "nnUNetTrainerBrainTumNet",
+    "nnUNetTrainerBrainTumNetNoInception",
+    "nnUNetTrainerBrainTumNetNoTransformer",
+    "nnUNetTrainerBrainTumNetTwoStage",
+    "nnUNetTrainerClassifierDenseNet121",
+    "nnUNetTrainerClassifierFTCNN",
+    "nnUNetTrainerClassifierGoogLeNet",
+    "nnUNetTrainerClassifierResNet50",
+    "nnUNetTrainerClassifierUNet",
+    "nnUNetTrainerJointUNet",
+    "nnUNetTrainerMultiTask",
+    "nnUNetTrainerResSELKA",
+    "nnUNetTrainerResSELKAMultiTask",
+    "nnUNetTrainerResidualUNet",
+    "nnUNetTrainerUNet",
+]

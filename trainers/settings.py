@@ -3,6 +3,8 @@
 import os
 from dataclasses import dataclass
 
+TASK_BALANCING = ("fixed", "uncertainty", "pcgrad")
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -13,24 +15,37 @@ class TrainingSettings:
         num_iterations_per_epoch: ``braintum_num_iterations_per_epoch``; validation takes a fifth of it, as in
             nnU-Net.
         seed: ``braintum_seed``; makes training reproducible on the CPU, also over a resume.
+        task_balancing: ``braintum_task_balancing``, how segmentation and classification are balanced: by the recipe's
+            ``fixed`` weights, by learned ``uncertainty``, or by gradient surgery (``pcgrad``), see
+            :mod:`trainers.task_balancing`.
     """
 
     num_epochs: int | None = None
     num_iterations_per_epoch: int | None = None
     seed: int | None = None
+    task_balancing: str = "fixed"
 
     @staticmethod
     def from_environment() -> "TrainingSettings":
         """Read the environment.
 
         Raises:
-            ValueError: a variable that is no whole number or too small.
+            ValueError: a variable that is no whole number or too small, or an unknown balancing.
         """
         return TrainingSettings(
             num_epochs=_whole_number("braintum_num_epochs", minimum=1),
             num_iterations_per_epoch=_whole_number("braintum_num_iterations_per_epoch", minimum=1),
             seed=_whole_number("braintum_seed", minimum=0),
+            task_balancing=_choice("braintum_task_balancing", TASK_BALANCING),
         )
+
+
+def _choice(name: str, options: tuple[str, ...]) -> str:
+    """One of the options, the first where the variable is not set."""
+    text = os.environ.get(name, "").strip() or options[0]
+    if text not in options:
+        raise ValueError(f"the environment variable {name} takes one of {', '.join(options)}, got {text!r}")
+    return text
 
 
 def _whole_number(name: str, minimum: int) -> int | None:

@@ -1,0 +1,21 @@
+"""ResSE-LKA-UNet of paper 002, and the same with our classification head."""
+
+from architectures.resse_lka_unet import ResSELKAUNet
+from trainers.multi_task import nnUNetTrainerMultiTask
+from trainers.networks import multi_task_network, segmentation_network
+from trainers.recipes import RESSE_LKA
+from trainers.segmentation import SegmentationTrainer
+
+
+class nnUNetTrainerResSELKA(SegmentationTrainer):
+    """ResSE-LKA-UNet, segmentation alone; needs no classes."""
+
+    recipe = RESSE_LKA
+    build_network_architecture = staticmethod(segmentation_network(lambda plan: ResSELKAUNet))
+
+
+class nnUNetTrainerResSELKAMultiTask(nnUNetTrainerMultiTask):
+    """ResSE-LKA-UNet with the classification head."""
+
+    recipe = RESSE_LKA
+    build_network_architecture = staticmethod(multi_task_network(lambda plan: ResSELKAUNet))

@@ -1,0 +1,290 @@
+"""Base of all our trainers: nnU-Net's trainer, told by a recipe what to do."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from batchgenerators.utilities.file_and_folder_operations import join
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock_module
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from evaluation.segmentation_metrics import metrics_on_folder
+from inference.checkpoints import to_builtin
+from trainers.losses import UpsamplingDeepSupervisionLoss
+from trainers.recipes import ParameterGroup, Recipe
+from trainers.schedule import PerGroupLR, epochs_without_improvement
+from trainers.seeded_batches import seed_everything, seeded_batches
+from trainers.settings import TrainingSettings
+from trainers.slice_sampling import SliceSampling, data_loader_class
+
+_TRAINING_STREAM, _VALIDATION_STREAM, _NETWORK_STREAM = 0, 1, 2
+
+
+class _StoppedEarly(Exception):
+    """Leaves nnU-Net's loop over the epochs."""
+
+
+class SegmentationTrainer(nnUNetTrainer):
+    """nnU-Net's trainer with loss, optimiser, schedule and augmentation of a recipe. Needs no classes.
+
+    A trainer names its :attr:`recipe` and its network (``build_network_architecture``, see :mod:`trainers.networks`).
+
+    Attributes:
+        recipe: how to train.
+        slice_sampling: of volumes, in 2-D configurations; None for nnU-Net's own.
+
+    Raises:
+        NotImplementedError: for the second stage of a cascade, or a balancing of tasks where there is one task.
+    """
+
+    # set by nnU-Net's untyped base
+    network: Any
+    num_epochs: int
+    num_iterations_per_epoch: int
+    num_val_iterations_per_epoch: int
+    _best_ema: Any
+
+    recipe: ClassVar[Recipe]
+    balances_tasks: ClassVar[bool] = False
+    slice_sampling: SliceSampling | None = SliceSampling()
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's own signature, which it reads back
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_cascaded:
+            raise NotImplementedError(
+                f"{type(self).__name__} does not train the second stage of a cascade; train the configuration "
+                "3d_fullres or 2d, or use nnUNetTrainer"
+            )
+        self.settings = TrainingSettings.from_environment()
+        if self.settings.task_balancing != "fixed" and not self.balances_tasks:
+            raise NotImplementedError(
+                f"{type(self).__name__} never trains two tasks at once, braintum_task_balancing="
+                f"{self.settings.task_balancing} balances none; unset it"
+            )
+        self.initial_lr = self.recipe.body.lr
+        self.weight_decay = self.recipe.body.weight_decay
+        self.enable_deep_supervision = self.recipe.deep_supervision
+        self.seed = self.settings.seed
+        self.num_epochs = self.settings.num_epochs or self.recipe.num_epochs
+        if self.settings.num_iterations_per_epoch is not None:
+            ratio = self.num_val_iterations_per_epoch / self.num_iterations_per_epoch
+            self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
+            self.num_val_iterations_per_epoch = max(1, round(ratio * self.num_iterations_per_epoch))
+
+    # ------------------------------------------------------------------ network, loss and optimiser
+
+    def initialize(self) -> None:
+        """As stock; under a seed the initial weights are reproducible."""
+        if self.seed is not None:
+            seed_everything(self.seed, _NETWORK_STREAM)
+        super().initialize()
+
+    @property
+    def bare_network(self) -> Any:
+        """The network without the wrappers of DDP and ``torch.compile``."""
+        network = self.network
+        if isinstance(network, DistributedDataParallel):
+            network = network.module
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    def _build_loss(self) -> nn.Module:
+        """The recipe's loss of the masks."""
+        if self.recipe.segmentation_loss is None:
+            return super()._build_loss()
+        wanted = self.recipe.segmentation_loss
+        loss = wanted.build(self.label_manager, self.configuration_manager.batch_dice, self.is_ddp).to(self.device)
+        if wanted.deep_supervision:
+            return UpsamplingDeepSupervisionLoss(loss, wanted.deep_supervision)
+        return loss
+
+    def parameter_groups(self) -> list[tuple[list[nn.Parameter], ParameterGroup]]:
+        """What the optimiser optimises, and how."""
+        return [(list(self.bare_network.parameters()), self.body_settings)]
+
+    @property
+    def body_settings(self) -> ParameterGroup:
+        """The recipe's, with nnU-Net's attributes ``initial_lr`` and ``weight_decay``."""
+        return replace(self.recipe.body, lr=self.initial_lr, weight_decay=self.weight_decay)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PerGroupLR]:
+        """The recipe's optimiser and schedule."""
+        groups = self.parameter_groups()
+        optimizer = self.recipe.optimizer(
+            [{"params": params, "lr": group.lr, "weight_decay": group.weight_decay} for params, group in groups],
+            **self.recipe.optimizer_arguments,
+        )
+        warmups = [round(group.warmup * self.num_epochs) for _, group in groups]
+        return optimizer, PerGroupLR(optimizer, self.num_epochs, warmups, self.recipe.decay, self.val_losses)
+
+    def val_losses(self) -> Sequence[float]:
+        """Validation loss of each past epoch."""
+        return self.logger.get_value("val_losses", step=None)
+
+    # ------------------------------------------------------------------ data
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, Any]:
+        """Stock's answers where the recipe's augmentation gives no others."""
+        rotation, in_plane_only, initial_patch_size, mirror_axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        augmentation = self.recipe.augmentation
+        if augmentation is None:
+            return rotation, in_plane_only, initial_patch_size, mirror_axes
+        if not augmentation.flips:
+            mirror_axes = self.inference_allowed_mirroring_axes = None
+        patch_size = self.configuration_manager.patch_size
+        initial_patch_size = np.array(augmentation.initial_patch_size(patch_size, in_plane_only))
+        return augmentation.rotation, in_plane_only, initial_patch_size, mirror_axes
+
+    def get_training_transforms(
+        self,
+        patch_size: Any,
+        rotation_for_DA: Any,
+        deep_supervision_scales: Any,
+        mirror_axes: Any,
+        do_dummy_2d_data_aug: bool,
+        use_mask_for_norm: Any = None,
+        is_cascaded: bool = False,
+        foreground_labels: Any = None,
+        regions: Any = None,
+        ignore_label: Any = None,
+    ) -> Any:
+        """Stock's transforms, or the recipe's augmentation in place of stock's."""
+        augmentation = self.recipe.augmentation
+        if augmentation is None:
+            return super().get_training_transforms(
+                patch_size,
+                rotation_for_DA,
+                deep_supervision_scales,
+                mirror_axes,
+                do_dummy_2d_data_aug,
+                use_mask_for_norm,
+                is_cascaded,
+                foreground_labels,
+                regions,
+                ignore_label,
+            )
+        transforms = augmentation.transforms(patch_size, mirror_axes, do_dummy_2d_data_aug)
+        if use_mask_for_norm is not None and any(use_mask_for_norm):
+            masked = [channel for channel, mask in enumerate(use_mask_for_norm) if mask]
+            transforms.append(MaskImageTransform(masked, channel_idx_in_seg=0, set_outside_to=0))
+        # what is left to do is what validation does
+        validation = self.get_validation_transforms(
+            deep_supervision_scales, is_cascaded, foreground_labels, regions, ignore_label
+        )
+        return ComposeTransforms([*transforms, *validation.transforms])
+
+    def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
+        """Stock loaders that draw slices by :attr:`slice_sampling`; under a seed, reproducible ones around them."""
+        if self.seed is None:
+            return self._loaders_by_policy()
+        num_processes = get_allowed_n_proc_DA()
+        with patch.dict(os.environ, nnUNet_n_proc_DA="0"):  # gives the loaders without worker processes
+            training, validation = self._loaders_by_policy()
+        first_epoch, pin_memory = self.current_epoch, self.device.type == "cuda"
+        return (
+            seeded_batches(
+                training.data_loader,
+                self.seed,
+                _TRAINING_STREAM,
+                first_epoch,
+                self.num_iterations_per_epoch,
+                num_processes,
+                pin_memory,
+            ),
+            seeded_batches(
+                validation.data_loader,
+                self.seed,
+                _VALIDATION_STREAM,
+                first_epoch,
+                self.num_val_iterations_per_epoch,
+                num_processes // 2,
+                pin_memory,
+            ),
+        )
+
+    def _loaders_by_policy(self) -> tuple[Any, Any]:
+        with patch.object(stock_module, "nnUNetDataLoader", data_loader_class(self.slice_sampling)):
+            return super().get_dataloaders()
+
+    # ------------------------------------------------------------------ epochs
+
+    def run_training(self) -> None:
+        """As stock; where the recipe's early stopping ends it, the final checkpoint is written as ever."""
+        try:
+            super().run_training()
+        except _StoppedEarly:
+            self.on_train_end()
+
+    def should_stop(self) -> bool:
+        """Whether training ends before the next epoch; asked at its start, so that a resumed training ends too."""
+        patience = self.recipe.early_stopping
+        return patience is not None and epochs_without_improvement(self.val_losses()) >= patience
+
+    def on_epoch_start(self) -> None:
+        """As stock, unless training has ended."""
+        if self.should_stop():
+            self.print_to_log_file(f"Stopped before epoch {self.current_epoch} of {self.num_epochs}")
+            raise _StoppedEarly
+        super().on_epoch_start()
+
+    def on_train_epoch_start(self) -> None:
+        """As stock; under a seed, dropout too depends on the epoch alone."""
+        if self.seed is not None:
+            seed_everything(self.seed, _NETWORK_STREAM, self.current_epoch)
+        super().on_train_epoch_start()
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """As stock; Dice is carried over where no validation patch shows foreground."""
+        super().on_validation_epoch_end(val_outputs)
+        # one NaN would stay in nnU-Net's average for good
+        means, averages = (self.logger.get_value(key, step=None) for key in ("mean_fg_dice", "ema_fg_dice"))
+        if np.isnan(means[-1]):
+            means[-1] = averages[-1] = averages[-2] if len(averages) > 1 else 0.0
+            self.print_to_log_file("no foreground in the validation patches of this epoch: Dice carried over")
+
+    # ------------------------------------------------------------------ checkpoints and final validation
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Stock's checkpoint, complete or not there at all, readable with ``torch.load(weights_only=True)``."""
+        to_builtin(self.logger.local_logger.my_fantastic_logging)
+        self._best_ema = to_builtin(self._best_ema)
+        temporary = f"{filename}.{os.getpid()}.partial"
+        try:
+            super().save_checkpoint(temporary)
+            if os.path.isfile(temporary):  # another rank, or checkpointing disabled: nothing was written
+                self.complete_checkpoint(temporary)
+                os.replace(temporary, filename)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+    def complete_checkpoint(self, filename: str) -> None:
+        """Add to a checkpoint what stock knows nothing of."""
+
+    def _save_checkpoint_of_past_epoch(self, name: str) -> None:
+        self.current_epoch -= 1  # on_epoch_end has counted it up already, and saving does so again
+        self.save_checkpoint(join(self.output_folder, name))
+        self.current_epoch += 1
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Stock's validation, with the metrics of :mod:`evaluation.segmentation_metrics`."""
+        with patch.object(stock_module, "compute_metrics_on_folder", metrics_on_folder):
+            super().perform_actual_validation(save_probabilities)
