@@ -259,7 +259,7 @@ def _folds(table: CaseTable) -> dict[str, Any]:
             metrics = classification_metrics(table.true_class[judged], table.predicted_class[judged], _names(table))
             folds[str(fold)] |= {name: _defined(metrics[name]) for name in _OVERALL}
     mean: dict[str, Any] = {}
-    for name in next(iter(folds.values())).keys() - {"num_cases"}:
+    for name in [name for name in next(iter(folds.values())) if name != "num_cases"]:
         values = [values[name] for values in folds.values() if values[name] is not None]
         mean[name] = {
             "value": float(np.mean(values)) if values else None,

@@ -341,6 +341,9 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
         if self.local_rank == 0:
             metrics = write_validation_results(folder, results, self.class_labels)
             for subjects, figures in metrics.items():
+                if not figures["num_cases"]:
+                    self.print_to_log_file(f"Validation classification: none of the {subjects} has one known class")
+                    continue
                 self.print_to_log_file(
                     f"Validation classification of {figures['num_cases']} {subjects}: accuracy "
                     f"{figures['accuracy']:.4f}, balanced accuracy {figures['balanced_accuracy']:.4f}, macro-F1 "
