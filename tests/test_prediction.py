@@ -232,7 +232,7 @@ def test_preprocessing_faults_name_file_and_remedy(data: Any, message: str) -> N
                 raise data
             return data, None, {}
 
-    configuration = SimpleNamespace(preprocessor_class=Preprocessor)
+    configuration = SimpleNamespace(preprocessor_class=Preprocessor, configuration={})
     model = SimpleNamespace(configuration_manager=configuration, plans_manager=None, dataset_json={}, num_channels=1)
     with pytest.raises(ValueError, match=message):
         _preprocess(["x_0000.nii.gz"], model)  # type: ignore[arg-type]
