@@ -404,8 +404,7 @@ def command(monkeypatch, raw):
 def test_command_converts_and_names_the_next_commands(command, source, raw, capsys):
     assert command(["figshare", str(source), "-d", "511", "--dry-run", "-np", "1"]) == 0
     out = capsys.readouterr().out
-    assert "pituitary" in out
-    assert "nothing was written" in out
+    assert "pituitary" in out and "nothing was written" in out
     assert not raw.exists()
     assert command(["figshare", str(source), "-d", "511", "-np", "1"]) == 0
     out = capsys.readouterr().out
