@@ -9,7 +9,7 @@ from evaluation.case_table import CaseTable
 from evaluation.joint_metrics import UNKNOWN
 from evaluation.statistics import NUM_RESAMPLES, compare_models
 from evaluation.summary import figure
-from evaluation.tables import Table, number
+from evaluation.tables import Table, interval, number
 
 CRITERIA = ("Dice", "macro_f1", "joint")
 _HEADER = ("model", "Dice", "accuracy", "balanced accuracy", "macro-F1", "joint score", "n")
@@ -102,9 +102,7 @@ def comparison_tables(comparison: Mapping[str, Any], num_cases: int) -> list[Tab
             [
                 f"{pair['first']} − {pair['second']}",
                 number(pair["difference"]["value"]),
-                "–"
-                if pair["difference"]["low"] is None
-                else f"[{pair['difference']['low']:.3f}, {pair['difference']['high']:.3f}]",
+                interval(pair["difference"]),
                 number(pair["p_value"]),
                 number(pair["corrected_p_value"]),
                 str(pair["num_patients"]),

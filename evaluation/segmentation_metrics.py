@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from nnunetv2.configuration import default_num_processes
@@ -17,10 +17,9 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 
 from dataset_conversion.atomic import atomic_path
+from dataset_conversion.label_names import LabelOrRegion
 from dataset_conversion.parallel import run_cases
 from evaluation.lesions import lesion_metrics
-
-LabelOrRegion: TypeAlias = int | tuple[int, ...]
 
 SPACING_TOLERANCE = 1e-3
 

@@ -22,9 +22,8 @@ from nnunetv2.postprocessing.remove_connected_components import (
 from dataset_conversion.atomic import atomic_path, write_json_atomic
 from dataset_conversion.cases import ClassSchema
 from dataset_conversion.parallel import run_cases
+from inference.predict_folder import CLASSES_FILE, CLASSES_FOLDER
 from inference.results import merge_case_results
-
-CLASSES_FOLDER, CLASSES_FILE = "classes", "classes.csv"
 
 # by name: unpickling the functions from nnU-Net's postprocessing.pkl could run anything
 _RULES = {function.__name__: function for function in (remove_all_but_largest_component_from_segmentation,)}
