@@ -4,6 +4,7 @@
 with_classes=True)`` also returns class logits. Every stock state-dict key is kept.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from architectures.classification_head import TumourWeightedClassificationHead
 
 
-class _MultiTaskMixin(nn.Module):
+class MultiTaskMixin(nn.Module):
     """Adds the head to a network with ``encoder`` and ``decoder``.
 
     Args:
@@ -34,6 +35,10 @@ class _MultiTaskMixin(nn.Module):
             sigmoid_segmentation=sigmoid_segmentation,
         )
 
+    def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Encoder features (B, C, [Z,] Y, X), highest resolution first."""
+        return self.encoder(x)
+
     def forward(self, x: torch.Tensor, with_classes: bool = False) -> Any:
         """Segmentation logits, and class logits on request.
 
@@ -45,36 +50,34 @@ class _MultiTaskMixin(nn.Module):
             The segmentation as nnU-Net expects it, a tensor or (deep supervision) a list, highest resolution first;
             with ``with_classes`` a pair of it and class logits (B, num_tumour_classes).
         """
-        skips = self.encoder(x)
+        skips = self.encode(x)
         segmentation = self.decoder(skips)
         if not with_classes:
             return segmentation
         full_resolution = segmentation[0] if isinstance(segmentation, (list, tuple)) else segmentation
         return segmentation, self.classification_head(skips, full_resolution)
 
-    def compute_conv_feature_map_size(self, input_size: tuple[int, ...]) -> int:
-        """nnU-Net's memory estimate for a patch of ``input_size``, with the head counted."""
-        stage_sizes = []
+    def stage_sizes(self, input_size: Sequence[int]) -> list[tuple[int, ...]]:
+        """Sizes of the encoder's feature maps for a patch of ``input_size``."""
+        sizes = []
         size = list(input_size)
         for stride in self.encoder.strides:
             size = [edge // step for edge, step in zip(size, stride, strict=True)]
-            stage_sizes.append(tuple(size))
+            sizes.append(tuple(size))
+        return sizes
+
+    def compute_conv_feature_map_size(self, input_size: tuple[int, ...]) -> int:
+        """nnU-Net's memory estimate for a patch of ``input_size``, with the head counted."""
         segmentation = super().compute_conv_feature_map_size(input_size)  # type: ignore[misc]
-        return segmentation + self.classification_head.compute_conv_feature_map_size(stage_sizes)
+        return segmentation + self.classification_head.compute_conv_feature_map_size(self.stage_sizes(input_size))
 
 
-class MultiTaskPlainConvUNet(_MultiTaskMixin, PlainConvUNet):
+class MultiTaskPlainConvUNet(MultiTaskMixin, PlainConvUNet):
     """nnU-Net's standard U-Net with a classification head."""
 
 
-class MultiTaskResidualEncoderUNet(_MultiTaskMixin, ResidualEncoderUNet):
+class MultiTaskResidualEncoderUNet(MultiTaskMixin, ResidualEncoderUNet):
     """nnU-Net's residual-encoder U-Net with a classification head."""
-
-
-_MULTI_TASK_NETWORKS: dict[str, type[nn.Module]] = {
-    PlainConvUNet.__name__: MultiTaskPlainConvUNet,
-    ResidualEncoderUNet.__name__: MultiTaskResidualEncoderUNet,
-}
 
 
 def multi_task_network_class(network_class_name: str) -> type[nn.Module]:
@@ -87,10 +90,22 @@ def multi_task_network_class(network_class_name: str) -> type[nn.Module]:
     Raises:
         NotImplementedError: for a network that has none.
     """
+    return stock_counterpart(network_class_name, MultiTaskPlainConvUNet, MultiTaskResidualEncoderUNet)
+
+
+def stock_counterpart(
+    network_class_name: str, plain: type[nn.Module], residual_encoder: type[nn.Module]
+) -> type[nn.Module]:
+    """``plain`` for nnU-Net's PlainConvUNet, ``residual_encoder`` for its ResidualEncoderUNet.
+
+    Raises:
+        NotImplementedError: for another network.
+    """
+    counterparts = {PlainConvUNet.__name__: plain, ResidualEncoderUNet.__name__: residual_encoder}
     try:
-        return _MULTI_TASK_NETWORKS[network_class_name.rpartition(".")[2]]
+        return counterparts[network_class_name.rpartition(".")[2]]
     except KeyError:
         raise NotImplementedError(
             f"the plans ask for the network {network_class_name}, which has no multi-task counterpart; plan with "
-            f"BrainTumPlanner or one of nnU-Net's planners that give {' or '.join(_MULTI_TASK_NETWORKS)}"
+            f"BrainTumPlanner or one of nnU-Net's planners that give {' or '.join(counterparts)}"
         ) from None

@@ -4,9 +4,11 @@
 
 Needs a preprocessed data set. Each trainer trains for -epochs epochs whose iterations are counted such that they fill
 the budget, predicts the held-out fold and is evaluated as braintum_evaluate does. The budget is that of the training
-loop; building the network, loading and the final validation come on top. Recipes keep their schedules, shrunk to that
-length. Trainers with a row in OUTPUT are not trained again, so that an interrupted run goes on where it was; models are
-in OUTPUT/nnUNet_results. Writes OUTPUT/papers.csv and OUTPUT/papers.md.
+loop; building the network, loading and the final validation come on top. On the CPU seconds are those of the processor,
+over all threads and with the augmentation, so that other work on the machine changes little; on a GPU they are those of
+the clock. Recipes keep their schedules, shrunk to that length. Trainers with a row in OUTPUT are not trained again, so
+that an interrupted run goes on where it was; models are in OUTPUT/nnUNet_results. Writes OUTPUT/papers.csv and
+OUTPUT/papers.md.
 
 Classifiers on ImageNet features ask for their weights; braintum_pretrained_weights=random trains without.
 """
@@ -18,7 +20,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = build_parser().parse_args()
     os.environ["nnUNet_results"] = str(args.o / "nnUNet_results")  # noqa: SIM112  nnU-Net's own spelling
+    if args.device == "cpu":
+        os.environ["nnUNet_n_proc_DA"] = "0"  # noqa: SIM112  augmentation counts as well
     from trainers import registered
 
     names = args.tr or registered.__all__
@@ -68,28 +72,29 @@ def main() -> None:
 
 def train_and_evaluate(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """The row of one trainer."""
-    iterations = iterations_per_epoch(name, args)
+    clock = time.process_time if args.device == "cpu" else time.perf_counter
+    iterations = iterations_per_epoch(name, args, clock)
     trainer = make_trainer(name, args, iterations)
     seconds: list[float] = []
-    started = time.monotonic()
+    started = clock()
     train_step, should_stop = trainer.train_step, trainer.should_stop
 
     def timed_step(batch: dict) -> dict:
-        before = time.perf_counter()
+        before = clock()
         result = train_step(batch)  # ends with a copy to the host, so it is complete
-        seconds.append(time.perf_counter() - before)
+        seconds.append(clock() - before)
         return result
 
     def out_of_time() -> bool:
         nonlocal started
         if not seconds:
-            started = time.monotonic()  # everything is loaded
-        return should_stop() or time.monotonic() - started >= args.seconds
+            started = clock()  # everything is loaded
+        return should_stop() or clock() - started >= args.seconds
 
     trainer.train_step, trainer.should_stop = timed_step, out_of_time
     trainer.logger.local_logger.plot_progress_png = lambda folder: None  # a second an epoch, of a budget of minutes
     trainer.run_training()
-    training_seconds = time.monotonic() - started
+    training_seconds = clock() - started
     trainer.perform_actual_validation()
     parameters = sum(parameter.numel() for parameter in trainer.bare_network.parameters())
     return {
@@ -114,7 +119,9 @@ def make_trainer(name: str, args: argparse.Namespace, iterations: int) -> Any:
     return trainer
 
 
-def iterations_per_epoch(name: str, args: argparse.Namespace, warm_up: int = 2, timed: int = 5) -> int:
+def iterations_per_epoch(
+    name: str, args: argparse.Namespace, clock: Callable[[], float], warm_up: int = 2, timed: int = 5
+) -> int:
     """How many iterations, and a fifth as many of validation, fill the budget; tried on a trainer of its own."""
     import torch
 
@@ -124,15 +131,15 @@ def iterations_per_epoch(name: str, args: argparse.Namespace, warm_up: int = 2, 
     batches = trainer.dataloader_train
     for _ in range(warm_up):
         trainer.train_step(next(batches))
-    before = time.perf_counter()
+    before = clock()
     for _ in range(timed):
         trainer.train_step(next(batches))
-    training = (time.perf_counter() - before) / timed
+    training = (clock() - before) / timed
     with torch.no_grad():
         trainer.network.eval()
-        before = time.perf_counter()
+        before = clock()
         trainer.validation_step(next(trainer.dataloader_val))
-        validation = time.perf_counter() - before
+        validation = clock() - before
     for loader in (trainer.dataloader_train, trainer.dataloader_val):
         if hasattr(loader, "_finish"):  # nnU-Net's, with worker processes
             loader._finish()
@@ -171,7 +178,8 @@ def write_tables(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> No
         writer.writeheader()
         writer.writerows(rows)
     heading = (
-        f"Data set {args.d}, {args.p}, {args.c}, fold {args.f}, {args.seconds:g} s of training each, {args.device}"
+        f"Data set {args.d}, {args.p}, {args.c}, fold {args.f}, {args.seconds:g} s of training each on "
+        f"{'the CPU (processor time)' if args.device == 'cpu' else 'the GPU'}"
     )
     table = tabulate([[cell(row[name]) for name in COLUMNS] for row in rows], COLUMNS, "github", disable_numparse=True)
     with atomic_path(args.o / "papers.md") as partial:

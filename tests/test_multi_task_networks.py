@@ -8,6 +8,12 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from network_contract import PLANS, NetworkContract, Plan, build_network
 from torch import nn
 
+from architectures.attended_multi_task_unet import (
+    LargeKernelMultiTaskPlainConvUNet,
+    LargeKernelMultiTaskResidualEncoderUNet,
+    MaskedAttentionMultiTaskPlainConvUNet,
+    MaskedAttentionMultiTaskResidualEncoderUNet,
+)
 from architectures.classification_head import TumourWeightedClassificationHead, tumour_probability
 from architectures.multi_task_unet import (
     MultiTaskPlainConvUNet,
@@ -57,6 +63,44 @@ class TestMultiTaskPlainConvUNet(MultiTaskContract):
 
 class TestMultiTaskResidualEncoderUNet(MultiTaskContract):
     network_class, stock_class = MultiTaskResidualEncoderUNet, ResidualEncoderUNet
+    plans = [plan for plan in PLANS if plan.is_residual]
+
+
+class AttendedContract(NetworkContract):
+    """What the variants with an attention in the encoder promise beyond the contract."""
+
+    stock_class: ClassVar[type[nn.Module]]
+    stock_topology = True
+
+    def test_stock_keys_are_kept_and_the_attention_starts_small(self, plan: Plan) -> None:
+        stock, ours = build_network(self.stock_class, plan), self.build(plan)
+        missing, unexpected = ours.load_state_dict(stock.state_dict(), strict=False)
+        assert not unexpected
+        assert {key.split(".")[0] for key in missing} == {"classification_head", "refinements"}
+        patch = plan.patch(2, 1)
+        assert not torch.equal(ours(patch), stock(patch))
+        for refine in ours.refinements:
+            torch.nn.init.zeros_(refine.scale)
+        torch.testing.assert_close(ours(patch), stock(patch), rtol=0, atol=0)
+
+
+class TestLargeKernelPlainConvUNet(AttendedContract):
+    network_class, stock_class = LargeKernelMultiTaskPlainConvUNet, PlainConvUNet
+    plans = [plan for plan in PLANS if not plan.is_residual]
+
+
+class TestLargeKernelResidualEncoderUNet(AttendedContract):
+    network_class, stock_class = LargeKernelMultiTaskResidualEncoderUNet, ResidualEncoderUNet
+    plans = [plan for plan in PLANS if plan.is_residual]
+
+
+class TestMaskedAttentionPlainConvUNet(AttendedContract):
+    network_class, stock_class = MaskedAttentionMultiTaskPlainConvUNet, PlainConvUNet
+    plans = [plan for plan in PLANS if not plan.is_residual]
+
+
+class TestMaskedAttentionResidualEncoderUNet(AttendedContract):
+    network_class, stock_class = MaskedAttentionMultiTaskResidualEncoderUNet, ResidualEncoderUNet
     plans = [plan for plan in PLANS if plan.is_residual]
 
 

@@ -1,5 +1,6 @@
 """The trainers that nnU-Net finds by name."""
 
+from trainers.attended_multi_task import nnUNetTrainerMultiTaskLKA, nnUNetTrainerMultiTaskMaskedAttention
 from trainers.braintumnet import (
     nnUNetTrainerBrainTumNet,
     nnUNetTrainerBrainTumNetNoInception,
@@ -35,6 +36,8 @@ __all__ = [
     "nnUNetTrainerClassifierUNet",
     "nnUNetTrainerJointUNet",
     "nnUNetTrainerMultiTask",
+    "nnUNetTrainerMultiTaskLKA",
+    "nnUNetTrainerMultiTaskMaskedAttention",
     "nnUNetTrainerResSELKA",
     "nnUNetTrainerResSELKAMultiTask",
     "nnUNetTrainerResidualUNet",

@@ -1,0 +1,21 @@
+"""The multi-task trainer with an attention of the papers in nnU-Net's own encoder."""
+
+from architectures.attended_multi_task_unet import large_kernel_network_class, masked_attention_network_class
+from trainers.multi_task import nnUNetTrainerMultiTask
+from trainers.networks import multi_task_network
+
+
+class nnUNetTrainerMultiTaskLKA(nnUNetTrainerMultiTask):
+    """The deepest encoder stages get large kernel attention, paper 002's."""
+
+    build_network_architecture = staticmethod(
+        multi_task_network(lambda plan: large_kernel_network_class(plan.network_arch_class_name))
+    )
+
+
+class nnUNetTrainerMultiTaskMaskedAttention(nnUNetTrainerMultiTask):
+    """The deepest encoder stages get a BT block with adaptive masked attention, paper 000's."""
+
+    build_network_architecture = staticmethod(
+        multi_task_network(lambda plan: masked_attention_network_class(plan.network_arch_class_name))
+    )
