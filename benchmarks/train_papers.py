@@ -6,9 +6,9 @@ Needs a preprocessed data set. Each trainer trains for -epochs epochs whose iter
 the budget, predicts the held-out fold and is evaluated as braintum_evaluate does. The budget is that of the training
 loop; building the network, loading and the final validation come on top. On the CPU seconds are those of the processor,
 over all threads and with the augmentation, so that other work on the machine changes little; on a GPU they are those of
-the clock. Recipes keep their schedules, shrunk to that length. Trainers with a row in OUTPUT are not trained again, so
-that an interrupted run goes on where it was; models are in OUTPUT/nnUNet_results. Writes OUTPUT/papers.csv and
-OUTPUT/papers.md.
+the clock. Recipes keep their schedules, shrunk to that length. Trainers with a row in OUTPUT for these plans and this
+fold are not trained again, so that an interrupted run goes on where it was; models are in OUTPUT/nnUNet_results.
+Writes OUTPUT/papers.csv and OUTPUT/papers.md.
 
 Classifiers on ImageNet features ask for their weights; braintum_pretrained_weights=random trains without.
 """
@@ -30,7 +30,7 @@ from tabulate import tabulate
 from dataset_conversion.atomic import atomic_path, write_json_atomic
 
 COLUMNS = (
-    *("trainer", "Dice", "IoU", "HD95", "length unit", "accuracy", "macro-F1"),
+    *("trainer", "plans", "fold", "Dice", "IoU", "HD95", "length unit", "accuracy", "macro-F1"),
     *("seconds an iteration", "iterations", "training seconds", "parameters", "cases"),
 )
 
@@ -62,7 +62,7 @@ def main() -> None:
     rows_folder = args.o / "rows"
     rows_folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        file = rows_folder / f"{name}.json"
+        file = rows_folder / f"{name}__{args.p}__{args.c}__fold_{args.f}.json"
         if not file.is_file():
             # a process each, so that memory and threads of one do not slow down the next
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
@@ -99,6 +99,8 @@ def train_and_evaluate(name: str, args: argparse.Namespace) -> dict[str, Any]:
     parameters = sum(parameter.numel() for parameter in trainer.bare_network.parameters())
     return {
         "trainer": name,
+        "plans": f"{args.p} {args.c}",
+        "fold": args.f,
         **figures(Path(trainer.output_folder_base), args.f, segments=trainer.recipe.segmentation_weight > 0),
         "seconds an iteration": statistics.median(seconds),
         "iterations": len(seconds),
@@ -178,7 +180,7 @@ def write_tables(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> No
         writer.writeheader()
         writer.writerows(rows)
     heading = (
-        f"Data set {args.d}, {args.p}, {args.c}, fold {args.f}, {args.seconds:g} s of training each on "
+        f"Data set {args.d}, {args.seconds:g} s of training each on "
         f"{'the CPU (processor time)' if args.device == 'cpu' else 'the GPU'}"
     )
     table = tabulate([[cell(row[name]) for name in COLUMNS] for row in rows], COLUMNS, "github", disable_numparse=True)
