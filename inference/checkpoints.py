@@ -16,11 +16,12 @@ _NUMPY_SCALARS: list[Any] = [
 ]
 
 
-def load_checkpoint_safely(file: str | Path) -> dict[str, Any]:
+def load_checkpoint_safely(file: str | Path, trust: bool = False) -> dict[str, Any]:
     """An nnU-Net checkpoint, read to the CPU with torch's weights-only loader.
 
     Args:
         file: written by one of our trainers or by stock nnU-Net.
+        trust: unpickle everything in it, which runs whatever code it holds.
 
     Raises:
         FileNotFoundError: no such file.
@@ -32,13 +33,13 @@ def load_checkpoint_safely(file: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no checkpoint at {file}")
     try:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+            checkpoint = torch.load(file, map_location="cpu", weights_only=not trust)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, IndexError) as error:
         code = re.search(r"unsupported global:? (?:GLOBAL )?(\S+)", str(error), re.IGNORECASE)
         if code is not None:
             raise ValueError(
                 f"{file} would run code when it is loaded ({code[1]}), so it was not loaded; nnU-Net's and this "
-                "package's own checkpoints do not. Get the model from somebody you trust"
+                "package's own checkpoints do not. If you know who made it, --trust-checkpoint loads it all the same"
             ) from error
         raise ValueError(
             f"{file} is damaged or truncated, or no checkpoint at all; copy it again, or choose another with -chk"
@@ -46,6 +47,16 @@ def load_checkpoint_safely(file: str | Path) -> dict[str, Any]:
     missing = {"network_weights", "trainer_name", "init_args"} - set(checkpoint if isinstance(checkpoint, dict) else ())
     if missing:
         raise ValueError(f"{file} is no checkpoint of nnU-Net: it lacks {', '.join(sorted(missing))}")
+    weights, arguments = checkpoint["network_weights"], checkpoint["init_args"]
+    if not (
+        isinstance(weights, dict)
+        and all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in weights.items())
+        and isinstance(arguments, dict)
+        and isinstance(arguments.get("configuration"), str)
+        and isinstance(checkpoint["trainer_name"], str)
+        and checkpoint["trainer_name"].isidentifier()
+    ):
+        raise ValueError(f"{file} is no checkpoint of nnU-Net: its weights, trainer or configuration are of odd types")
     return checkpoint
 
 
