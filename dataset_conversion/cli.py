@@ -10,6 +10,7 @@ from typing import Protocol
 from braintum_commands.command import run_command
 from dataset_conversion import br35h, brats, brisc, combine, figshare, folder, kaggle4, lgg
 from dataset_conversion.parallel import default_processes
+from dataset_conversion.pseudonyms import Pseudonyms
 from dataset_conversion.raw_dataset import ConversionRequest, ConversionResult, raw_folder_from_environment
 
 
@@ -101,6 +102,13 @@ def _add_common_arguments(parser: argparse.ArgumentParser, default_name: str) ->
     parser.add_argument(
         "--seed", type=int, default=42, metavar="N", help="chooses the share of --fraction (default: %(default)s)"
     )
+    parser.add_argument(
+        "--pseudonymise",
+        type=Path,
+        metavar="SALT_FILE",
+        help="name cases and patients by hashes with the secret salt in this file, which is made if it does not exist; "
+        "keep it apart from the data",
+    )
 
 
 def _convert(arguments: Sequence[str] | None = None) -> int:
@@ -110,10 +118,12 @@ def _convert(arguments: Sequence[str] | None = None) -> int:
     raw_folder = raw_folder_from_environment()
     options.setdefault("source", raw_folder)  # `combine` reads from there
     common = {name: options.pop(name) for name in _COMMON}
+    salt_file = options.pop("pseudonymise")
     others = (os.environ.get(variable) for variable in ("nnUNet_preprocessed", "nnUNet_results"))
     request = ConversionRequest(
         raw_folder=raw_folder,
         other_folders=tuple(Path(folder) for folder in others if folder),
+        pseudonyms=None if salt_file is None else Pseudonyms.from_file(salt_file, create=not common["dry_run"]),
         **common,
     )
     convert = combine.combine if kind == combine.KIND else SOURCES[kind].convert

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from dataset_conversion.atomic import remove_partial_files, write_json_atomic
 from dataset_conversion.cases import CASES_FILE, Case, write_cases
 from dataset_conversion.parallel import default_processes, run_cases
+from dataset_conversion.pseudonyms import Pseudonyms
 from dataset_conversion.splits import SPLITS_FILE, Splits
 from dataset_conversion.summary import CaseReport
 
@@ -60,6 +61,7 @@ class ConversionRequest:
             and `nnUNet_results`. nnU-Net refuses a number that has two names.
         fraction: the share of the patients (or groups, or cases) to convert, above 0, at most 1; see `selection.py`.
         seed: chooses which, if `fraction` is below 1.
+        pseudonyms: replace the identifiers of cases and patients; None keeps them.
     """
 
     source: Path
@@ -72,6 +74,7 @@ class ConversionRequest:
     other_folders: tuple[Path, ...] = ()
     fraction: float = 1.0
     seed: int = 42
+    pseudonyms: Pseudonyms | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.dataset_id <= 999:
@@ -180,14 +183,22 @@ class RawDataset:
         folder: where the data set is in the end.
         build_folder: where it is built.
         file_ending: of images and label maps.
+        pseudonyms: what cases are named by; None: by the converters' names, by which the methods know them anyway.
     """
 
     def __init__(
-        self, folder: Path, build_folder: Path, state: Mapping[str, Any], file_ending: str, resumes: bool
+        self,
+        folder: Path,
+        build_folder: Path,
+        state: Mapping[str, Any],
+        file_ending: str,
+        resumes: bool,
+        pseudonyms: Pseudonyms | None = None,
     ) -> None:
         self.folder = folder
         self.build_folder = build_folder
         self.file_ending = file_ending
+        self.pseudonyms = pseudonyms
         self._state = dict(state)
         self._resumes = resumes
 
@@ -221,11 +232,14 @@ class RawDataset:
         state = {"kind": kind, "source": str(request.source.resolve()), "options": dict(options or {})}
         if request.fraction < 1:
             state["selection"] = {"fraction": request.fraction, "seed": request.seed}
+        if request.pseudonyms is not None:
+            state["pseudonyms"] = request.pseudonyms.fingerprint
+        names = request.pseudonyms
         folder = request.raw_folder / request.dataset_name
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-            return cls(folder, folder, state, file_ending, resumes=False)
+            return cls(folder, folder, state, file_ending, resumes=False, pseudonyms=names)
         if folder.is_dir() and _read_state(folder) == state:
-            return cls(folder, folder, state, file_ending, resumes=True)
+            return cls(folder, folder, state, file_ending, resumes=True, pseudonyms=names)
         if not request.overwrite:
             if not (folder / STATE_FILE).exists():
                 raise DatasetTakenError(
@@ -236,7 +250,8 @@ class RawDataset:
                 f"({STATE_FILE} says which); finish that one, or replace it with --overwrite, or choose another -d"
             )
         build_folder = folder.with_name(f".new_{folder.name}")
-        return cls(folder, build_folder, state, file_ending, resumes=_read_state(build_folder) == state)
+        resumes = _read_state(build_folder) == state
+        return cls(folder, build_folder, state, file_ending, resumes, names)
 
     def begin(self, cases: Sequence[Case]) -> None:
         """Makes the folders, or clears up an interrupted conversion: half-written files and vanished cases.
@@ -253,7 +268,7 @@ class RawDataset:
         remove_partial_files(self.build_folder)
         write_json_atomic(self.build_folder / STATE_FILE, self._state)
         for split, ending in _FOLDER_ENDINGS.items():
-            expected = {case.case for case in cases if case.split == split}
+            expected = {self._name(case) for case in cases if case.split == split}
             for kind in ("images", "labels"):
                 folder = self.build_folder / (kind + ending)
                 if expected or split == "train":
@@ -271,11 +286,14 @@ class RawDataset:
     def image_path(self, case: Case, channel: int = 0) -> Path:
         """Returns where one channel of a case is written: imagesTr, or imagesTs for the source's test part."""
         folder = "images" + _FOLDER_ENDINGS[case.split]
-        return self.build_folder / folder / f"{case.case}_{channel:04d}{self.file_ending}"
+        return self.build_folder / folder / f"{self._name(case)}_{channel:04d}{self.file_ending}"
 
     def label_path(self, case: Case) -> Path:
         """Returns where the label map of a case is written: labelsTr, or labelsTs for the source's test part."""
-        return self.build_folder / ("labels" + _FOLDER_ENDINGS[case.split]) / f"{case.case}{self.file_ending}"
+        return self.build_folder / ("labels" + _FOLDER_ENDINGS[case.split]) / f"{self._name(case)}{self.file_ending}"
+
+    def _name(self, case: Case) -> str:
+        return case.case if self.pseudonyms is None else self.pseudonyms.name(case.case)
 
     def is_done(self, case: Case, source: Path | Iterable[Path], n_channels: int = 1) -> bool:
         """Tells whether all files of a case are there, and none is older than its source (or one of its sources)."""
@@ -306,6 +324,9 @@ class RawDataset:
             splits: of the training cases.
             dataset_json: the content of `dataset.json` apart from `numTraining` and `file_ending`.
         """
+        if self.pseudonyms is not None:
+            cases, splits = self.pseudonyms.cases(cases), self.pseudonyms.splits(splits)
+            dataset_json = self.pseudonyms.dataset_json(dataset_json)
         content = dict(dataset_json)
         content["numTraining"] = sum(case.split != "test" for case in cases)
         content["file_ending"] = self.file_ending

@@ -245,9 +245,13 @@ def image_like(array: np.ndarray, reference: sitk.Image) -> sitk.Image:
 
 
 def write_image(image: sitk.Image, path: Path) -> None:
-    """Writes an image atomically, compressed where the format can be."""
+    """Writes an image atomically, compressed where the format can be, without what its header says in words.
+
+    DICOM tags and the free texts of NIfTI headers name patients and hospitals.
+    """
+    nameless = image_like(sitk.GetArrayViewFromImage(image), image)
     with atomic_path(path) as partial:
-        sitk.WriteImage(image, str(partial), useCompression=True)
+        sitk.WriteImage(nameless, str(partial), useCompression=True)
 
 
 def spacing_text(spacing: Sequence[float]) -> str:

@@ -212,9 +212,19 @@ def summarise(per_case: Sequence[dict[str, Any]], labels_or_regions: Sequence[La
 
 
 def save_summary(summary: dict[str, Any], output_file: str | Path) -> None:
-    """Writes what :func:`summarise` returns such that nnU-Net's ``load_summary_json`` reads it, all or nothing."""
+    """Writes what :func:`summarise` returns such that nnU-Net's ``load_summary_json`` reads it, all or nothing.
+
+    Files are named by their last folder and name: exported models carry this file, and a path tells of its owner.
+    """
+    per_case = [
+        {
+            key: "/".join(Path(value).parts[-2:]) if key in ("reference_file", "prediction_file") else value
+            for key, value in case.items()
+        }
+        for case in summary["metric_per_case"]
+    ]
     with atomic_path(output_file) as partial_file:
-        save_summary_json(summary, str(partial_file))
+        save_summary_json({**summary, "metric_per_case": per_case}, str(partial_file))
 
 
 def metrics_on_folder(

@@ -19,8 +19,11 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from dataset_conversion.calibration import CALIBRATION_KEY, stored_calibration
 from evaluation.segmentation_metrics import metrics_on_folder
 from inference.checkpoints import to_builtin
+from trainers.debug_information import remove_machine
+from trainers.device_batches import AugmentedBatches, device_loader_class
 from trainers.losses import UpsamplingDeepSupervisionLoss
 from trainers.recipes import ParameterGroup, Recipe
 from trainers.schedule import PerGroupLR, epochs_without_improvement
@@ -50,6 +53,7 @@ class SegmentationTrainer(nnUNetTrainer):
 
     # set by nnU-Net's untyped base
     network: Any
+    dataset_json: dict[str, Any]
     num_epochs: int
     num_iterations_per_epoch: int
     num_val_iterations_per_epoch: int
@@ -192,17 +196,41 @@ class SegmentationTrainer(nnUNetTrainer):
         )
         return ComposeTransforms([*transforms, *validation.transforms])
 
+    @property
+    def augments_on_device(self) -> bool:
+        """Whether patches are augmented on the training device instead of in nnU-Net's workers."""
+        if self.settings.augmentation == "default":
+            return self.device.type == "cuda"
+        return self.settings.augmentation == "gpu"
+
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
-        """Stock loaders that draw slices by :attr:`slice_sampling`; under a seed, reproducible ones around them."""
+        """Stock loaders that draw slices by :attr:`slice_sampling`; under a seed, reproducible ones around them.
+
+        Raises:
+            NotImplementedError: an augmentation that the training device does not know.
+        """
+        if not self.augments_on_device:
+            return self._loaders()[0]
+        loaders, (training, validation) = self._loaders()
+        self.print_to_log_file(f"Augmentation on {self.device}; braintum_augmentation=cpu does it in CPU workers")
+        return (
+            AugmentedBatches(loaders[0], training.augmentation, self.device),
+            AugmentedBatches(loaders[1], validation.augmentation, self.device),
+        )
+
+    def _loaders(self) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+        """Iterators over training and validation batches, and the loaders behind them."""
         if self.seed is None:
-            return self._loaders_by_policy()
+            iterators = self._loaders_by_policy()
+            training, validation = (getattr(made, "generator", None) or made.data_loader for made in iterators)
+            return iterators, (training, validation)
         num_processes = get_allowed_n_proc_DA()
         with patch.dict(os.environ, nnUNet_n_proc_DA="0"):  # gives the loaders without worker processes
-            training, validation = self._loaders_by_policy()
+            training, validation = (made.data_loader for made in self._loaders_by_policy())
         first_epoch, pin_memory = self.current_epoch, self.device.type == "cuda"
-        return (
+        iterators = (
             seeded_batches(
-                training.data_loader,
+                training,
                 self.seed,
                 _TRAINING_STREAM,
                 first_epoch,
@@ -211,7 +239,7 @@ class SegmentationTrainer(nnUNetTrainer):
                 pin_memory,
             ),
             seeded_batches(
-                validation.data_loader,
+                validation,
                 self.seed,
                 _VALIDATION_STREAM,
                 first_epoch,
@@ -220,12 +248,23 @@ class SegmentationTrainer(nnUNetTrainer):
                 pin_memory,
             ),
         )
+        return iterators, (training, validation)
 
     def _loaders_by_policy(self) -> tuple[Any, Any]:
-        with patch.object(stock_module, "nnUNetDataLoader", data_loader_class(self.slice_sampling)):
+        choose = device_loader_class if self.augments_on_device else data_loader_class
+        with patch.object(stock_module, "nnUNetDataLoader", choose(self.slice_sampling)):
             return super().get_dataloaders()
 
     # ------------------------------------------------------------------ epochs
+
+    def on_train_start(self) -> None:
+        """As stock, which writes ``dataset.json`` of the model anew; a calibration in it is kept.
+
+        It tells which weights it was fitted on, so that prediction warns where these are trained again.
+        """
+        if (kept := stored_calibration(Path(self.output_folder_base) / "dataset.json")) is not None:
+            self.dataset_json = {**self.dataset_json, CALIBRATION_KEY: kept}
+        super().on_train_start()
 
     def run_training(self) -> None:
         """As stock; where the recipe's early stopping ends it, the final checkpoint is written as ever."""
@@ -233,6 +272,13 @@ class SegmentationTrainer(nnUNetTrainer):
             super().run_training()
         except _StoppedEarly:
             self.on_train_end()
+
+    def on_train_end(self) -> None:
+        """As stock, which shuts down the workers of its own iterators only."""
+        for name in ("dataloader_train", "dataloader_val"):
+            if isinstance(loader := getattr(self, name), AugmentedBatches):
+                setattr(self, name, loader.batches)
+        super().on_train_end()
 
     def should_stop(self) -> bool:
         """Whether training ends before the next epoch; asked at its start, so that a resumed training ends too."""
@@ -261,7 +307,13 @@ class SegmentationTrainer(nnUNetTrainer):
             means[-1] = averages[-1] = averages[-2] if len(averages) > 1 else 0.0
             self.print_to_log_file("no foreground in the validation patches of this epoch: Dice carried over")
 
-    # ------------------------------------------------------------------ checkpoints and final validation
+    # ------------------------------------------------------------------ what is written
+
+    def _save_debug_information(self) -> None:
+        """As stock, without what tells of the machine and its owner: exported models carry the file."""
+        super()._save_debug_information()
+        if self.local_rank == 0:
+            remove_machine(Path(self.output_folder) / "debug.json")
 
     def save_checkpoint(self, filename: str) -> None:
         """Stock's checkpoint, complete or not there at all, readable with ``torch.load(weights_only=True)``."""
