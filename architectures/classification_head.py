@@ -99,6 +99,7 @@ class TumourWeightedClassificationHead(nn.Module):
         self.sigmoid_segmentation = sigmoid_segmentation
         self.background_weight = background_weight
         self._adaptive_average_pool = _ADAPTIVE_AVERAGE_POOL[convert_conv_op_to_dim(conv_op)]
+        self.detaches_segmentation = True  # an explanation of the class follows it through the segmentation as well
         pooled_features = 2 * self.num_stages * projected_features
         self.seg_layers: Any = nn.ModuleDict(
             {
@@ -131,7 +132,9 @@ class TumourWeightedClassificationHead(nn.Module):
         Returns:
             (B, num_tumour_classes) in float32.
         """
-        tumour = tumour_probability(segmentation_logits.detach(), self.sigmoid_segmentation)
+        if self.detaches_segmentation:
+            segmentation_logits = segmentation_logits.detach()
+        tumour = tumour_probability(segmentation_logits, self.sigmoid_segmentation)
         pooled = []
         for features, project in zip(skips[-self.num_stages :], self.seg_layers["project"], strict=True):
             projected = project(features).float()

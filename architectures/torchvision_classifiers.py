@@ -143,9 +143,13 @@ class TorchvisionClassifier(Classifier):
                 f"{type(self).__name__} needs patches of {SMALLEST_EDGE} × {SMALLEST_EDGE} pixels at least, got "
                 f"{tuple(x.shape[2:])}; raise the patch size of the plan"
             )
+        return self.encoder(self.standardise(x))
+
+    def standardise(self, x: torch.Tensor) -> torch.Tensor:
+        """What the encoder gets for an image (B, C, Y, X)."""
         variance, mean = torch.var_mean(x.float(), (2, 3), correction=0, keepdim=True)
         standardised = (x - mean) * torch.rsqrt(variance + 1e-6)  # 1e-6: a constant channel becomes zero
-        return self.encoder(standardised * self.input_scale + self.input_offset)
+        return standardised * self.input_scale + self.input_offset
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
         """nnU-Net's memory estimate for a patch of ``input_size``: elements of all convolutions' outputs.

@@ -33,7 +33,10 @@ def batch_size(
         gigabytes: memory target, for the reason.
     """
     wanted, why = dataset_limit, f"5 % of the data set, nnU-Net's limit against overfitting, are {dataset_limit}"
-    if is_2d and num_classes:
+    if is_2d and preset.batch_size_2d is not None:
+        wanted = preset.batch_size_2d
+        why = f"{preset.paper} has it (nnU-Net's 5 % rule: {dataset_limit}; {gigabytes:g} GB: {memory_limit})"
+    elif is_2d and num_classes:
         per_class = preset.min_cases_per_class * num_classes
         wanted = max(dataset_limit, per_class, preset.min_batch_size_2d)
         if wanted > dataset_limit and wanted == per_class:

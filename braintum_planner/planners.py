@@ -33,11 +33,30 @@ from braintum_planner.fingerprint_extractors import FINGERPRINT_ENTRY
 from braintum_planner.memory import planned_network
 from braintum_planner.neighbouring_slices import check_neighbours
 from braintum_planner.preprocessors import BrainTumPreprocessor
-from braintum_planner.presets import LIGHT, MEDIUM, MEDIUM_25D, PlannerPreset
+from braintum_planner.presets import (
+    BRAINTUMNET,
+    JOINT_UNET,
+    LIGHT,
+    MEDIUM,
+    MEDIUM_25D,
+    RESIDUAL_UNET,
+    RESSE_LKA,
+    PlannerPreset,
+)
+from braintum_planner.unchanged_splits import check_splits_unchanged
 from dataset_conversion.cases import CASES_FILE, ClassSchema, classification_entry, read_cases
 
-__all__ = ["BrainTumPlanner", "BrainTumPlanner25D", "BrainTumPlannerLight"]
+__all__ = [
+    "BrainTumPlanner",
+    "BrainTumPlanner25D",
+    "BrainTumPlannerBrainTumNet",
+    "BrainTumPlannerJointUNet",
+    "BrainTumPlannerLight",
+    "BrainTumPlannerResSELKA",
+    "BrainTumPlannerResidualUNet",
+]
 
+NNUNET_SMALLEST_EDGE = 4  # nnU-Net halves feature maps down to it
 _UNCAPPED = 1e9  # "share of the data set" that switches nnU-Net's own cap off; infinity cannot be rounded
 
 
@@ -76,7 +95,7 @@ class BrainTumPlanner(ResEncUNetPlanner):
         suppress_transpose: bool = False,
     ) -> None:
         dataset_name = maybe_convert_to_dataset_name(dataset_name_or_id)
-        _check_splits_unchanged(Path(nnUNet_raw) / dataset_name, Path(nnUNet_preprocessed) / dataset_name)
+        check_splits_unchanged(Path(nnUNet_raw) / dataset_name, Path(nnUNet_preprocessed) / dataset_name)
         preset = self.preset
         memory = preset.gpu_memory_gb if gpu_memory_target_in_gb is None else gpu_memory_target_in_gb
         if not np.isfinite(memory) or memory <= 0:
@@ -177,11 +196,14 @@ class BrainTumPlanner(ResEncUNetPlanner):
         schemes, use_mask = super().determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         decisions = self._decisions.setdefault("data", {})
         names = list((self.dataset_json.get("channel_names") or self.dataset_json["modality"]).values())
+        asked_for = normalization.SCHEME_OF_CHANNEL_NAME
         for number, name in enumerate(names):
-            if self.channel_fingerprints is not None:
+            if self.preset.normalization is not None and name.casefold() not in asked_for:
+                schemes[number], reason = self.preset.normalization.__name__, f"as {self.preset.paper} has it"
+            elif self.channel_fingerprints is not None:
                 schemes[number], reason = normalization.choose_normalization(self.channel_fingerprints[number], name)
             else:
-                schemes[number] = normalization.SCHEME_OF_CHANNEL_NAME.get(
+                schemes[number] = asked_for.get(
                     name.casefold(), default_normalization_schemes.ZScoreNormalization
                 ).__name__
                 reason = (
@@ -256,12 +278,24 @@ class BrainTumPlanner(ResEncUNetPlanner):
             input_channels,
             output_channels,
             classification_entry(self.dataset_json),
+            self.preset.trained_network,
         )
         estimate = self.preset.memory_estimate(network, patch_size) * self.preset.calibration
+        estimate /= self._share_for_activations(network, is_2d)
         # nnU-Net cuts the patch for as long as it does not fit, without an end
         if max(patch_size) <= 2 * self.UNet_featuremap_min_edge_length and estimate > self._available_elements(is_2d):
             raise ValueError(self._no_network(patch_size))
         return estimate
+
+    def _share_for_activations(self, network: Any, is_2d: bool) -> float:
+        """Share of the memory target that parameters leave free, tiny where they leave nothing.
+
+        nnU-Net takes the batch as the target over the estimate of a patch, in proportion: an estimate over this share
+        leaves room for what does not depend on the batch.
+        """
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        held = parameters * self.preset.bytes_per_parameter / (self.UNet_vram_target_GB * 1e9)
+        return max(1 - held, 1e-6)
 
     def _no_network(self, patch_size: Sequence[int]) -> str:
         """Why there is no U-Net for a patch: it was cut to fit the memory, or the images are as small."""
@@ -295,6 +329,7 @@ class BrainTumPlanner(ResEncUNetPlanner):
             ValueError: see :meth:`static_estimate_VRAM_usage`.
         """
         is_2d = len(spacing) == 2
+        self.UNet_featuremap_min_edge_length = self.preset.smallest_edge_2d if is_2d else NNUNET_SMALLEST_EDGE
         rest = (data_identifier, approximate_n_voxels_dataset, _cache)
         covered, plan = None, None
         for percentile in self.preset.whole_slice_percentiles if is_2d else ():
@@ -380,28 +415,31 @@ class BrainTumPlanner25D(BrainTumPlanner):
     preset = MEDIUM_25D
 
 
+class BrainTumPlannerBrainTumNet(BrainTumPlanner):
+    """Plans ``BrainTumNetPlans``, for the trainers of paper 000."""
+
+    preset = BRAINTUMNET
+
+
+class BrainTumPlannerJointUNet(BrainTumPlanner):
+    """Plans ``BrainTumJointUNetPlans``, for the U-Nets of papers 001 and 004."""
+
+    preset = JOINT_UNET
+
+
+class BrainTumPlannerResSELKA(BrainTumPlanner):
+    """Plans ``BrainTumResSELKAPlans``, for the trainers of paper 002."""
+
+    preset = RESSE_LKA
+
+
+class BrainTumPlannerResidualUNet(BrainTumPlanner):
+    """Plans ``BrainTumResidualUNetPlans``, for RUNet of paper 003."""
+
+    preset = RESIDUAL_UNET
+
+
 def _keeps_background_at_zero(scheme: str) -> bool:
     """Whether a normalisation scheme takes a mask, and leaves what is outside of it at zero."""
     found = getattr(normalization, scheme, None) or getattr(default_normalization_schemes, scheme)
     return found.leaves_pixels_outside_mask_at_zero_if_use_mask_for_norm_is_true
-
-
-def _check_splits_unchanged(raw_folder: Path, preprocessed_folder: Path) -> None:
-    """nnU-Net stops with a bare AssertionError where the raw splits changed since they were copied.
-
-    Raises:
-        ValueError: naming both files and what to do.
-    """
-    raw, preprocessed = raw_folder / "splits_final.json", preprocessed_folder / "splits_final.json"
-    if not (raw.is_file() and preprocessed.is_file()):
-        return
-
-    def folds(file: Path) -> list[tuple[set[str], set[str]]]:
-        return [(set(fold["train"]), set(fold["val"])) for fold in json.loads(file.read_text(encoding="utf-8"))]
-
-    expected = folds(raw)
-    if folds(preprocessed)[: len(expected)] != expected:
-        raise ValueError(
-            f"{raw} differs from {preprocessed}, which models may have been trained with; delete the latter to train "
-            "with the new splits, or restore the former"
-        )

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 from braintum_commands.command import run_command
 from dataset_conversion.parallel import default_processes
+from evaluation.stress_cli import add_arguments as add_stress_arguments
+from evaluation.stress_cli import check_arguments as check_stress_arguments
+from evaluation.stress_cli import run_stress
 
 if TYPE_CHECKING:
     from evaluation.predictions import Predictions
@@ -20,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Evaluate masks and classes: a folder of predictions against the truth (-p -g), the validation of "
         "all folds of a trained model (-d -tr -p -c), or several of either side by side. Writes summary.json "
         "(nnU-Net's, with more in it), cases.csv, tables.md, tables.tex and macros.tex. Intervals come from a "
-        "bootstrap over patients.",
+        "bootstrap over patients. With --stress: how a model's figures fall when images get worse.",
     )
     parser.add_argument(
         "-p",
@@ -56,18 +59,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap; default: %(default)s")
     parser.add_argument("-np", type=int, default=default_processes(), help="processes; default: %(default)s")
+    add_stress_arguments(parser)
     return parser
 
 
 def evaluate(argv: list[str] | None = None) -> int:
     """Run the command; see ``braintum_evaluate -h``."""
     args = build_parser().parse_args(argv)
-    if (args.g is None) == (args.d is None):
+    check_stress_arguments(args)
+    if not args.stress and (args.g is None) == (args.d is None):
         raise ValueError("give either -g (predictions in folders) or -d (trained models)")
     if args.find_postprocessing and args.d is None:
         raise ValueError("--find_postprocessing looks at the validation of a trained model: give -d -tr -p -c")
     if args.resamples < 100:
         raise ValueError(f"--resamples {args.resamples}: fewer than 100 give no 95 % interval")
+    if args.stress:
+        return run_stress(args, *_model_folders(args))
     sources = _folders(args) if args.d is None else _models(args)
     if len(sources) > 1 and args.o is None:
         raise ValueError("several models need a folder for their comparison: give -o")
@@ -113,11 +120,9 @@ def _folders(args: argparse.Namespace) -> "list[tuple[Predictions, Path]]":
     return list(zip(found, outputs, strict=True))
 
 
-def _models(args: argparse.Namespace) -> "list[tuple[Predictions, Path]]":
+def _model_folders(args: argparse.Namespace) -> list[Path]:
     from nnunetv2.paths import nnUNet_results
-    from nnunetv2.utilities.file_path_utilities import folds_tuple_to_string, get_output_folder
-
-    from evaluation.predictions import predictions_of_folds
+    from nnunetv2.utilities.file_path_utilities import get_output_folder
 
     if args.c is None:
         raise ValueError("which configuration? Give -c, such as -c 2d")
@@ -132,6 +137,15 @@ def _models(args: argparse.Namespace) -> "list[tuple[Predictions, Path]]":
         raise FileNotFoundError(
             f"no trained model at {', '.join(str(folder) for folder in folders)}; check -d -tr -p -c"
         )
+    return existing
+
+
+def _models(args: argparse.Namespace) -> "list[tuple[Predictions, Path]]":
+    from nnunetv2.utilities.file_path_utilities import folds_tuple_to_string
+
+    from evaluation.predictions import predictions_of_folds
+
+    existing = _model_folders(args)
     found = [predictions_of_folds(folder, args.f, args.cases) for folder in existing]
     outputs = []
     for predictions, folder in zip(found, existing, strict=True):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+import scipy.stats
 import torch
 
 from architectures.classification_head import restricted_to_region, tumour_probability
@@ -114,6 +115,9 @@ class ClassVerdict:
         mirror_spread: (classes,), standard deviation over mirrors, folds averaged; NaN without mirroring.
         tumour_evidence: weight of the case among those of its patient: the weights of its windows, summed over windows
             and averaged over mirrors and folds. Cases weighted by it agree as their windows together would.
+        predictive_entropy: of the probabilities, in nats: 0 for one certain class, log(classes) where all are alike.
+        mutual_information: the part of it that is disagreement between folds and mirrors, in nats: the entropy of their
+            mean less the mean of their entropies (Houlsby et al. 2011); NaN with a single fold and no mirroring.
         by_region: name → (classes,), where the classifier sees that part of the tumour only.
     """
 
@@ -122,6 +126,8 @@ class ClassVerdict:
     fold_spread: np.ndarray
     mirror_spread: np.ndarray
     tumour_evidence: float
+    predictive_entropy: float
+    mutual_information: float
     by_region: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -151,6 +157,8 @@ def aggregate(folds: Sequence[FoldEvidence], mode: AggregationMode = "weighted")
         fold_spread=per_fold.std(0, ddof=1) if len(folds) > 1 else missing,
         mirror_spread=per_mirror.mean(0).std(0, ddof=1) if per_mirror.shape[1] > 1 else missing,
         tumour_evidence=float(mirror_weight.mean()),
+        predictive_entropy=float(_entropy(probabilities)),
+        mutual_information=_mutual_information(per_mirror, mirror_weight),
         by_region={
             name: aggregate(
                 [replace(fold, probabilities=fold.by_region[name], by_region={}) for fold in folds], mode
@@ -158,6 +166,25 @@ def aggregate(folds: Sequence[FoldEvidence], mode: AggregationMode = "weighted")
             for name in folds[0].by_region
         },
     )
+
+
+def _entropy(probabilities: np.ndarray) -> np.ndarray:
+    """Entropy along the last axis, in nats; of values that are proportional to probabilities."""
+    return scipy.stats.entropy(probabilities, axis=-1)
+
+
+def _mutual_information(per_mirror: np.ndarray, weights: np.ndarray) -> float:
+    """Entropy of the weighted mean of all passes less the weighted mean of their entropies; NaN for a single pass.
+
+    Args:
+        per_mirror: (folds, mirrors, classes).
+        weights: (folds, mirrors), with which passes are averaged.
+    """
+    if weights.size == 1:
+        return float("nan")
+    mean = (per_mirror * weights[..., None]).sum((0, 1)) / weights.sum()
+    expected = (_entropy(per_mirror) * weights).sum() / weights.sum()
+    return max(0.0, float(_entropy(mean) - expected))  # equal passes: rounding may leave -1e-17
 
 
 def _pass_weights(fold: FoldEvidence, mode: AggregationMode) -> np.ndarray:

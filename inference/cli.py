@@ -5,9 +5,11 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from braintum_commands.command import run_command
 from inference.class_evidence import AGGREGATION_MODES
+from inference.model_arguments import DEFAULT_CHECKPOINT, add_model_arguments, fold, model_folder
 
 EXIT_SOME_CASES_FAILED = 3
 
@@ -17,33 +19,51 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="braintum_predict",
         description="Predict segmentation and tumour type of every case in a folder, with nnU-Net's preprocessing, "
-        "sliding window and mirroring. Writes the segmentations that nnUNetv2_predict would write, "
-        "classes/<case>.json and classes.csv; with --cases also patients.csv.",
+        "sliding window and mirroring. Writes the segmentations that nnUNetv2_predict would write (to rounding; with "
+        "--exact, the same files), classes/<case>.json and classes.csv; with --cases also patients.csv. One model does "
+        "both, or a second one (--class-model) predicts the classes.",
     )
     parser.add_argument("-i", required=True, metavar="INPUT", help="folder of images named CASE_0000.<ending>, …")
     parser.add_argument("-o", required=True, metavar="OUTPUT", help="output folder")
-    model = parser.add_argument_group("model", "a folder (-m), or what it was trained from (-d -c)")
-    model.add_argument("-m", metavar="MODEL_FOLDER", help="folder of the trained model, with plans.json and fold_X")
-    model.add_argument("-d", metavar="DATASET", help="data-set name or id")
-    model.add_argument("-c", metavar="CONFIGURATION", help="configuration, such as 2d or 3d_fullres")
-    model.add_argument("-p", default="BrainTumPlans", help="plans identifier; default: %(default)s")
-    model.add_argument("-tr", default="nnUNetTrainerMultiTask", help="trainer; default: %(default)s")
-    model.add_argument(
-        "-f", nargs="+", type=_fold, metavar="FOLD", help="folds to average, or all; default: all that are trained"
+    add_model_arguments(parser)
+    classes = parser.add_argument_group(
+        "class model", "where -m or -d names any model of nnU-Net that segments, and another predicts the classes"
     )
-    model.add_argument("-chk", default="checkpoint_final.pth", help="checkpoint; default: %(default)s")
+    classes.add_argument("--class-model", metavar="FOLDER", help="folder of a model that predicts classes")
+    classes.add_argument(
+        "--class-folds", nargs="+", type=fold, metavar="FOLD", help="its folds, or all; default: all that are trained"
+    )
+    classes.add_argument("--class-checkpoint", metavar="NAME", help=f"its checkpoint; default: {DEFAULT_CHECKPOINT}")
     parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="default: %(default)s")
     parser.add_argument("-step_size", type=float, default=0.5, help="of the sliding window; default: %(default)s")
+    parser.add_argument(
+        "--exact", action="store_true", help="nnU-Net's order of computation, whose files are nnU-Net's; slower"
+    )
+    parser.add_argument(
+        "-precision",
+        default="auto",
+        choices=("auto", "float32", "bfloat16"),
+        help="of the network on CPUs; auto tries bfloat16 on the first images where the processor has it, and keeps it "
+        "if masks and classes agree with those of float32; default: %(default)s",
+    )
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, a little less accurate")
     parser.add_argument("--save_probabilities", action="store_true", help="also write the voxel probabilities (.npz)")
     parser.add_argument("--continue_prediction", action="store_true", help="leave complete cases alone")
     parser.add_argument("-num_parts", type=int, default=1, help="number of runs that share the folder")
     parser.add_argument("-part_id", type=int, default=0, help="which of them this is, from 0")
     parser.add_argument(
-        "-npp", type=int, help="processes for reading, preprocessing and writing; default: 0 (threads) in 2-D, 3 in 3-D"
+        "-npp",
+        type=int,
+        help="processes for reading, preprocessing and writing; default: 0 (threads), with --exact 3 in 3-D",
     )
     parser.add_argument(
         "-aggregation", default="weighted", choices=AGGREGATION_MODES, help="of class evidence; default: %(default)s"
+    )
+    parser.add_argument(
+        "--calibrated",
+        action="store_true",
+        help="calibrate the class probabilities with what braintum_calibrate stored in the model, and call cases below "
+        "its threshold uncertain",
     )
     parser.add_argument(
         "--cases",
@@ -55,27 +75,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _fold(text: str) -> int | str:
-    return text if text == "all" else int(text)
-
-
-def _model_folder(args: argparse.Namespace) -> Path:
-    if args.m is not None:
-        folder = Path(args.m)
-    elif args.d is None or args.c is None:
-        raise ValueError("which model? Give its folder with -m, or -d and -c (with -p and -tr where they differ)")
-    else:
-        from nnunetv2.paths import nnUNet_results
-        from nnunetv2.utilities.file_path_utilities import get_output_folder
-
-        if not nnUNet_results.is_set():
-            raise ValueError("the environment variable nnUNet_results is not set; set it, or give the model with -m")
-        folder = Path(get_output_folder(args.d, args.tr, args.p, args.c))
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no trained model at {folder}; train it first, or check -d -tr -p -c or -m")
-    return folder
-
-
 def predict(argv: list[str] | None = None) -> int:
     """Run the command; see ``braintum_predict -h``.
 
@@ -85,6 +84,8 @@ def predict(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if not 0 <= args.part_id < args.num_parts:
         raise ValueError(f"-part_id counts from 0 to num_parts - 1 = {args.num_parts - 1}, got {args.part_id}")
+    if args.class_model is None and (args.class_folds is not None or args.class_checkpoint is not None):
+        raise ValueError("--class-folds and --class-checkpoint choose within a class model; name it with --class-model")
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING)
 
     import torch  # late: "-h" and a mistyped flag should answer at once
@@ -92,23 +93,45 @@ def predict(argv: list[str] | None = None) -> int:
     from inference.joint_predictor import JointPredictor
     from inference.patients import PATIENTS_FILE
     from inference.predict_folder import CLASSES_FILE, predict_folder
+    from inference.segmentation_predictor import SegmentationPredictor
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("there is no CUDA device; add -device cpu")
     torch.set_num_threads((os.cpu_count() or 1) if args.device == "cpu" else 1)
-    model_folder = _model_folder(args)
-    predictor = JointPredictor(
-        tile_step_size=args.step_size,
-        use_mirroring=not args.disable_tta,
-        perform_everything_on_device=args.device == "cuda",
-        device=torch.device(args.device),
-        verbose=args.verbose,
-        allow_tqdm=False,  # nnU-Net shows a bar a case; ours counts cases
-    )
-    predictor.initialize_from_trained_model_folder(str(model_folder), args.f, args.chk)
+    folder = model_folder(args)
+    options: dict[str, Any] = {
+        "tile_step_size": args.step_size,
+        "use_mirroring": not args.disable_tta,
+        "perform_everything_on_device": args.device == "cuda",
+        "device": torch.device(args.device),
+        "verbose": args.verbose,
+        "allow_tqdm": False,  # nnU-Net shows a bar a case; ours counts cases
+    }
+    predictor: SegmentationPredictor = JointPredictor(**options)
+    class_predictor: JointPredictor | None = None
+    if args.class_model is not None:
+        args.class_checkpoint = args.class_checkpoint or DEFAULT_CHECKPOINT
+        class_predictor = JointPredictor(**options)
+        class_predictor.initialize_from_trained_model_folder(
+            args.class_model, args.class_folds, args.class_checkpoint, args.trust_checkpoint
+        )
+        predictor = SegmentationPredictor(**options)
+    predictor.initialize_from_trained_model_folder(str(folder), args.f, args.chk, args.trust_checkpoint)
+    calibration = None
+    if args.calibrated:
+        from inference.calibration import calibration_of
+
+        if class_predictor is not None:
+            classified_by = (class_predictor, args.class_folds, args.class_checkpoint)
+        else:
+            classified_by = (predictor, args.f, args.chk)
+        calibration, warnings = calibration_of(*classified_by, args.aggregation)
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
     num_workers = args.npp
     if num_workers is None:
-        num_workers = 0 if len(predictor.configuration_manager.patch_size) == 2 else 3
+        patch_sizes = [p.configuration_manager.patch_size for p in (predictor, class_predictor) if p is not None]
+        num_workers = 3 if args.exact and any(len(patch_size) == 3 for patch_size in patch_sizes) else 0
     outcome = predict_folder(
         predictor,
         args.i,
@@ -122,6 +145,10 @@ def predict(argv: list[str] | None = None) -> int:
         cases_file=args.cases,
         arguments=vars(args),
         show_progress=not args.disable_progress_bar,
+        class_predictor=class_predictor,
+        exact=args.exact,
+        precision=args.precision,
+        calibration=calibration,
     )
     skipped = f", {len(outcome.skipped)} were there already" if outcome.skipped else ""
     print(

@@ -4,33 +4,25 @@ Windows, mirrors, folds, padding and resampling are nnU-Net's own code: the segm
 voxel. The class evidence is collected where nnU-Net calls the network.
 """
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from dataset_conversion.cases import ClassSchema
 from dataset_conversion.label_names import named_labels
-from inference.checkpoints import load_checkpoint_safely
 from inference.class_evidence import ClassRecorder, FoldEvidence
+from inference.segmentation_predictor import SegmentationPredictor
 
 
-class JointPredictor(nnUNetPredictor):
+class JointPredictor(SegmentationPredictor):
     """Stock prediction plus class evidence.
 
     Attributes:
         evidence: class evidence of the sliding-window passes since :meth:`reset_evidence`, in order: one a fold for
             :meth:`predict_logits_from_preprocessed_data`.
     """
-
-    network: Any  # set by nnU-Net's untyped base
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,47 +48,25 @@ class JointPredictor(nnUNetPredictor):
         model_training_output_dir: str,
         use_folds: Sequence[int | str] | None = None,
         checkpoint_name: str = "checkpoint_final.pth",
+        trust_checkpoint: bool = False,
     ) -> None:
-        """Load a model folder as nnU-Net does, but without running code from its checkpoints.
-
-        Args:
-            model_training_output_dir: folder with ``plans.json``, ``dataset.json`` and ``fold_X``.
-            use_folds: folds to average; None for all that have this checkpoint (without ``fold_all``).
-            checkpoint_name: file within each fold.
+        """As :class:`SegmentationPredictor`'s, for models with a classification head.
 
         Raises:
             FileNotFoundError: a file of the model is missing.
             ValueError: a file of the model is damaged, or the model predicts no classes.
         """
-        folder = Path(model_training_output_dir)
-        dataset_json = _read_json(folder / "dataset.json")
-        plans_manager = PlansManager(_read_json(folder / "plans.json"))
-        folds = available_folds(folder, checkpoint_name) if use_folds is None else list(use_folds)
-        checkpoints = [load_checkpoint_safely(folder / f"fold_{fold}" / checkpoint_name) for fold in folds]
-        trainer_name = checkpoints[0]["trainer_name"]
-        configuration_manager = plans_manager.get_configuration(checkpoints[0]["init_args"]["configuration"])
-        trainer_class = recursive_find_trainer_class_by_name(trainer_name)
-        network = trainer_class.build_network_architecture(
-            plans_manager,
-            configuration_manager,
-            determine_num_input_channels(plans_manager, configuration_manager, dataset_json),
-            plans_manager.get_label_manager(dataset_json).num_segmentation_heads,
-            enable_deep_supervision=False,
+        super().initialize_from_trained_model_folder(
+            model_training_output_dir, use_folds, checkpoint_name, trust_checkpoint
         )
-        self.manual_initialization(
-            network,
-            plans_manager,
-            configuration_manager,
-            [checkpoint["network_weights"] for checkpoint in checkpoints],
-            dataset_json,
-            trainer_name,
-            checkpoints[0].get("inference_allowed_mirroring_axes"),
-        )
-        if not hasattr(network, "classification_head"):
-            raise ValueError(f"{folder} holds a model of {trainer_name}, which predicts no class; use nnUNetv2_predict")
+        if not hasattr(self.network, "classification_head"):
+            raise ValueError(
+                f"{self.model_folder} holds a model of {self.trainer_name}, which predicts no class; use "
+                "nnUNetv2_predict, or name a model that does with --class-model"
+            )
 
     @cached_property
-    def _region_channels(self) -> dict[str, list[int]]:
+    def region_channels(self) -> dict[str, list[int]]:
         """Output channels of each label or region; none where there is one only, or where the head looks at none."""
         labels = named_labels(self.dataset_json)
         if len(labels) < 2 or not getattr(self.network.classification_head, "reads_segmentation", False):
@@ -131,7 +101,7 @@ class JointPredictor(nnUNetPredictor):
 
     def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
         network = self.network
-        recorder = ClassRecorder(network, self.label_manager.has_regions, self._region_channels)
+        recorder = ClassRecorder(network, self.label_manager.has_regions, self.region_channels)
         self.network = recorder
         try:
             segmentation = super()._internal_maybe_mirror_and_predict(x)
@@ -139,32 +109,3 @@ class JointPredictor(nnUNetPredictor):
             self.network = network
         self._windows.append(recorder)
         return segmentation
-
-
-def available_folds(model_folder: str | Path, checkpoint_name: str) -> list[int]:
-    """Folds of a model folder that have a checkpoint of this name; ``fold_all`` does not count, as in nnU-Net.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    model_folder = Path(model_folder)
-    folds = sorted(
-        int(file.parent.name.removeprefix("fold_"))
-        for file in model_folder.glob(f"fold_*/{checkpoint_name}")
-        if file.parent.name.removeprefix("fold_").isdecimal()
-    )
-    if not folds:
-        raise FileNotFoundError(
-            f"{model_folder} has no fold with a {checkpoint_name}; train one first, or name what is there with -f and "
-            "-chk (checkpoint_best.pth, for instance, while a training runs)"
-        )
-    return folds
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file.parent} is no folder of a trained model: {file.name} is missing")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is damaged: {error}; copy the model again") from error

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,24 @@ from tqdm import tqdm
 
 from architectures.input_channels import num_network_channels
 from dataset_conversion.atomic import write_json_atomic
+from dataset_conversion.calibration import Calibration
 from dataset_conversion.cases import ClassSchema
 from dataset_conversion.parallel import prepare_worker
+from inference.calibration import calibrated_result, is_calibrated_with
+from inference.case_streams import in_bulk, one_by_one
 from inference.class_evidence import AggregationMode, ClassVerdict, aggregate
 from inference.joint_predictor import JointPredictor
+from inference.memory_budget import available_cores
 from inference.patients import PATIENTS_FILE, merge_patients, read_patients
+from inference.precision import Precision
+from inference.read_ahead import ReadAhead, fault_of
 from inference.results import case_result, merge_case_results
+from inference.segmentation_predictor import SegmentationPredictor
+from inference.two_models import check_same_input, preprocessed_alike
 
 CLASSES_FOLDER = "classes"
 CLASSES_FILE = "classes.csv"
+_MOST_READERS = 8
 
 
 @dataclass(frozen=True)
@@ -55,12 +65,26 @@ class PredictedFolder:
 
 @dataclass(frozen=True)
 class _Model:
-    """What worker processes need to know of the model."""
+    """What worker processes need to know of a model; ``schema`` holds the classes that are predicted with it."""
 
     plans_manager: PlansManager
     configuration_manager: ConfigurationManager
     dataset_json: dict
     schema: ClassSchema
+
+    @staticmethod
+    def of(predictor: SegmentationPredictor, schema: ClassSchema) -> "_Model":
+        """What a predictor knows of its model.
+
+        Raises:
+            ValueError: the model is the second stage of a cascade.
+        """
+        if predictor.configuration_manager.previous_stage_name is not None:
+            raise ValueError(
+                f"{predictor.model_folder or predictor.trainer_name}: the second stage of a cascade needs a first; "
+                "predict with 3d_fullres or 2d instead"
+            )
+        return _Model(predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json, schema)
 
     @property
     def num_channels(self) -> int:
@@ -78,6 +102,9 @@ class _Options:
     save_probabilities: bool
     queue_length: int
     num_threads: int
+    exact: bool
+    precision: Precision
+    calibration: Calibration | None
 
 
 def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -120,7 +147,7 @@ def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[dict[
 
 
 def predict_folder(
-    predictor: JointPredictor,
+    predictor: SegmentationPredictor,
     input_folder: str | os.PathLike[str],
     output_folder: str | os.PathLike[str],
     save_probabilities: bool = False,
@@ -132,6 +159,10 @@ def predict_folder(
     cases_file: str | os.PathLike[str] | None = None,
     arguments: dict[str, Any] | None = None,
     show_progress: bool = True,
+    class_predictor: JointPredictor | None = None,
+    exact: bool = True,
+    precision: Precision = "auto",
+    calibration: Calibration | None = None,
 ) -> PredictedFolder:
     """Predict segmentation and class of every case in a folder.
 
@@ -139,7 +170,7 @@ def predict_folder(
     temporary name. A case that cannot be predicted does not stop the others.
 
     Args:
-        predictor: initialised.
+        predictor: initialised; predicts the masks.
         input_folder: see :func:`find_cases`.
         output_folder: made if need be; gets ``<case><ending>``, ``classes/<case>.json`` and ``classes.csv``.
         save_probabilities: also write ``<case>.npz`` and ``.pkl``, as nnU-Net does.
@@ -151,24 +182,46 @@ def predict_folder(
         cases_file: a ``cases.csv``; its column ``patient`` makes ``patients.csv`` of all cases in the output folder.
         arguments: recorded in ``predict_from_raw_data_args.json``.
         show_progress: a bar over the cases.
+        class_predictor: initialised; predicts the classes, where another model is to do so. What ``predictor`` says of
+            classes is then not asked for.
+        exact: nnU-Net's order of computation, whose files are nnU-Net's; else in bulk, equal to rounding, in less time.
+        precision: of the network in bulk; see :class:`inference.bulk_prediction.BulkPredictor`.
+        calibration: of the model that predicts the classes, to be applied to their probabilities; None leaves them.
+            Earlier results that were calibrated otherwise do not count as complete.
 
     Raises:
         FileNotFoundError: see :func:`find_cases` and :func:`inference.patients.read_patients`.
-        ValueError: input and output are one folder, the output holds results of a model with other classes, the model
-            is the second stage of a cascade, or ``cases_file`` lacks a case: nothing is predicted then.
+        ValueError: input and output are one folder, the output holds results of a model with other classes, a model
+            is the second stage of a cascade or predicts no classes, two models do not take the same images, or
+            ``cases_file`` lacks a case: nothing is predicted then.
         OSError: a worker process was killed.
     """
     source, target = Path(input_folder), Path(output_folder)
     if source.resolve() == target.resolve():
         raise ValueError(f"input and output are the same folder, {source}; choose another output folder")
-    if predictor.configuration_manager.previous_stage_name is not None:
-        raise ValueError("the second stage of a cascade needs a first; predict 3d_fullres or 2d instead")
-    model = _Model(
-        predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json, predictor.class_schema
-    )
+    if class_predictor is None:
+        if not isinstance(predictor, JointPredictor):
+            raise ValueError(f"a model of {predictor.trainer_name} predicts no classes on its own; add a class model")
+        class_predictor = predictor
+    schema = class_predictor.class_schema
+    model = _Model.of(predictor, schema)
+    preprocessing = [model]  # of the class model too, where its images are other arrays
+    if class_predictor is not predictor:
+        check_same_input(predictor, class_predictor)
+        if not preprocessed_alike(predictor, class_predictor):
+            preprocessing.append(_Model.of(class_predictor, schema))
     ending = model.dataset_json["file_ending"]
     num_threads = min(default_num_processes, torch.get_num_threads())
-    options = _Options(aggregation, save_probabilities, queue_length=num_workers + 2, num_threads=num_threads)
+    num_readers = 1 if exact else min(_MOST_READERS, max(2, available_cores() // 2))  # threads, where no processes
+    options = _Options(
+        aggregation,
+        save_probabilities,
+        queue_length=(num_workers or num_readers - 1) + 2,
+        num_threads=num_threads if exact else 1,  # in bulk, cases are written by several threads
+        exact=exact,
+        precision=precision,
+        calibration=calibration,
+    )
     cases, failed = find_cases(source, ending, model.num_channels)
     classes_folder = target / CLASSES_FOLDER
     patients = None
@@ -178,14 +231,15 @@ def predict_folder(
     failed = dict(list(failed.items())[part_id::num_parts])
 
     classes_folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(target / "dataset.json", model.dataset_json)
+    classification = class_predictor.dataset_json["classification"]  # whoever reads the results finds their classes
+    write_json_atomic(target / "dataset.json", {**model.dataset_json, "classification": classification})
     write_json_atomic(target / "plans.json", model.plans_manager.plans)
     write_json_atomic(target / "predict_from_raw_data_args.json", arguments or {})
     wanted_endings = [ending, ".npz"] if save_probabilities else [ending]
 
     def is_complete(case: str) -> bool:
         files = [classes_folder / f"{case}.json", *(target / f"{case}{suffix}" for suffix in wanted_endings)]
-        return all(file.is_file() for file in files)
+        return all(file.is_file() for file in files) and is_calibrated_with(files[0], calibration)
 
     skipped = [case for case in cases if continue_prediction and is_complete(case)]
     todo = [case for case in cases if case not in set(skipped)]
@@ -195,12 +249,18 @@ def predict_folder(
         (target / PATIENTS_FILE).unlink(missing_ok=True)
     results = target / CLASSES_FILE
     predicted: list[str] = []
-    with _executor(num_workers, len(todo)) as workers, tqdm(total=len(todo), disable=not show_progress) as bar:
+    with (
+        _executor(num_workers, num_readers, len(todo)) as workers,
+        tqdm(total=len(todo), disable=not show_progress) as bar,
+    ):
         # one number of threads for all: nnU-Net sets it within prediction and export, which here run at the same time
         threads = torch.get_num_threads()
         torch.set_num_threads(options.num_threads)
         try:
-            for case, fault in _predict_cases(predictor, cases, todo, model, target, workers, options):
+            predictions = _predict_cases(
+                predictor, class_predictor, cases, todo, preprocessing, target, workers, options
+            )
+            for case, fault in predictions:
                 if fault is None:
                     predicted.append(case)
                 else:
@@ -221,70 +281,67 @@ def predict_folder(
 
 
 def _predict_cases(
-    predictor: JointPredictor,
+    predictor: SegmentationPredictor,
+    class_predictor: JointPredictor,
     cases: Mapping[str, list[str]],
     todo: Sequence[str],
-    model: _Model,
+    preprocessing: Sequence[_Model],
     target: Path,
     workers: Executor,
     options: _Options,
 ) -> Iterator[tuple[str, str | None]]:
     """Predict case after case, with reading ahead and writing behind; (case, fault or None) as each is finished."""
-    upcoming = iter(todo)
-    ahead: deque[tuple[str, Future]] = deque()
+    files = {case: cases[case] for case in todo}
+    reader = ReadAhead(workers, partial(_preprocess_for_all, models=preprocessing), files, options.queue_length)
     exports: deque[tuple[str, Future]] = deque()
-
-    def read_ahead() -> None:
-        if (case := next(upcoming, None)) is not None:
-            ahead.append((case, workers.submit(_preprocess, cases[case], model)))
 
     def finish_oldest_export() -> tuple[str, str | None]:
         case, export = exports.popleft()
-        fault = _fault(export)
+        fault = fault_of(export)
         return case, None if fault is None else f"{target / case} could not be written: {fault}"
 
+    if options.exact:
+        predictions = one_by_one(predictor, class_predictor, reader)
+    else:
+        predictions = in_bulk(
+            predictor, class_predictor, reader, len(todo), _threads_for_bulk(predictor), options.precision
+        )
     try:
-        for _ in range(options.queue_length):
-            read_ahead()
-        while ahead:
-            case, preprocessing = ahead.popleft()
-            read_ahead()
-            if (fault := _fault(preprocessing)) is not None:
-                yield case, fault
-                continue
-            data, properties = preprocessing.result()
-            logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu().numpy()
-            verdict = aggregate(predictor.evidence, options.aggregation)
+        for predicted in predictions:
+            verdict = aggregate(predicted.evidence, options.aggregation)
+            while reader.faults:
+                yield reader.faults.popleft()
             if len(exports) >= options.queue_length:  # results must not pile up in memory
                 yield finish_oldest_export()
-            exports.append((case, workers.submit(_export, logits, properties, model, target, case, verdict, options)))
+            case = predicted.name
+            properties = reader.properties.pop(case)
+            export = workers.submit(
+                _export, predicted.logits, properties, preprocessing[0], target, case, verdict, options
+            )
+            exports.append((case, export))
+        yield from reader.faults
         while exports:
             yield finish_oldest_export()
     finally:  # interrupted: what is predicted already is still written
-        for _, preprocessing in ahead:
-            preprocessing.cancel()
+        reader.cancel()
 
 
-def _executor(num_workers: int, num_cases: int) -> Executor:
+def _threads_for_bulk(predictor: SegmentationPredictor) -> int:
+    """All cores on the CPU, whatever OMP_NUM_THREADS says: many set it to 1 for nnU-Net's training."""
+    return available_cores() if predictor.device.type == "cpu" else 1
+
+
+def _executor(num_workers: int, num_threads: int, num_cases: int) -> Executor:
     if num_workers == 0:
-        return ThreadPoolExecutor(1)
+        return ThreadPoolExecutor(num_threads)
     # spawn, as everywhere in nnU-Net: a forked process inherits torch's locks
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(max(1, min(num_workers, num_cases)), context, initializer=prepare_worker)
 
 
-def _fault(future: Future) -> str | None:
-    """What went wrong in a worker, in words; None if nothing did.
-
-    Raises:
-        BrokenProcessPool: the worker process itself is gone.
-    """
-    error = future.exception()
-    if error is None:
-        return None
-    if isinstance(error, BrokenProcessPool):
-        raise error
-    return str(error) or type(error).__name__
+def _preprocess_for_all(files: Sequence[str], models: Sequence[_Model]) -> list[tuple[np.ndarray, dict]]:
+    """As :func:`_preprocess`, for one model after the other."""
+    return [_preprocess(files, model) for model in models]
 
 
 def _preprocess(files: Sequence[str], model: _Model) -> tuple[np.ndarray, dict]:
@@ -339,6 +396,8 @@ def _export(
         )
         reader_writer = model.plans_manager.image_reader_writer_class()
         result = case_result(case, verdict, model.schema, partial / f"{case}{ending}", reader_writer)
+        if options.calibration is not None:
+            result = calibrated_result(result, options.calibration)
         for file in partial.iterdir():
             os.replace(file, target / file.name)
         write_json_atomic(target / CLASSES_FOLDER / f"{case}.json", result)

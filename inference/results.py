@@ -14,6 +14,8 @@ from dataset_conversion.atomic import atomic_path
 from dataset_conversion.cases import ClassSchema
 from inference.class_evidence import ClassVerdict
 
+UNCERTAINTIES = ("predictive_entropy", "mutual_information")
+
 
 def case_result(
     case: str,
@@ -33,9 +35,10 @@ def case_result(
 
     Returns:
         ``case``, ``predicted_class``, ``confidence``, ``probabilities``, ``per_fold``, ``fold_spread`` and
-        ``mirror_spread`` (standard deviations; None where there is one fold or no mirroring), ``tumour_evidence``,
-        ``tumour_volume`` and ``volume_unit``; where the model segments several labels also ``by_region``, the
-        probabilities if the classifier sees one of them only.
+        ``mirror_spread`` (standard deviations; None where there is one fold or no mirroring), ``predictive_entropy``
+        and ``mutual_information`` (in nats; the latter None where there is one fold and no mirroring),
+        ``tumour_evidence``, ``tumour_volume`` and ``volume_unit``; where the model segments several labels also
+        ``by_region``, the probabilities if the classifier sees one of them only.
     """
 
     def by_class(values: np.ndarray) -> dict[str, float | None]:
@@ -55,6 +58,8 @@ def case_result(
         "fold_spread": by_class(verdict.fold_spread),
         "mirror_spread": by_class(verdict.mirror_spread),
         **({"by_region": {name: by_class(p) for name, p in verdict.by_region.items()}} if verdict.by_region else {}),
+        "predictive_entropy": verdict.predictive_entropy,
+        "mutual_information": None if np.isnan(verdict.mutual_information) else verdict.mutual_information,
         "tumour_evidence": verdict.tumour_evidence,
         "tumour_volume": volume,
         "volume_unit": unit,
@@ -78,15 +83,25 @@ def tumour_volume(segmentation_file: Path, reader_writer: BaseReaderWriter) -> t
 
 
 def write_classes_csv(file: Path, results: Iterable[Mapping[str, Any]], schema: ClassSchema, **columns: Any) -> None:
-    """One row a case, sorted: ``case, predicted_class, confidence, probability_<class> …, tumour_volume, volume_unit``.
+    """One row a case, sorted: ``case, predicted_class, confidence, probability_<class> …, tumour_volume, volume_unit,
+    predictive_entropy, mutual_information``; with calibrated results also ``verdict``, before ``predicted_class``.
 
     Args:
         file: replaced as a whole.
-        results: as of :func:`case_result`.
+        results: as of :func:`case_result` or :func:`inference.calibration.calibrated_result`.
         schema: class names.
         **columns: additional columns behind ``case``: name = mapping from case to value.
     """
-    write_results_table(file, "case", results, schema, columns)
+    results = list(results)
+    # a class that post-processing withheld leaves nothing to be certain of
+    verdicts = {
+        result["case"]: result["calibration"]["verdict"] if result["predicted_class"] else ""
+        for result in results
+        if "calibration" in result
+    }
+    if verdicts:
+        columns["verdict"] = verdicts
+    write_results_table(file, "case", results, schema, columns, uncertainties=UNCERTAINTIES)
 
 
 def write_results_table(
@@ -96,6 +111,7 @@ def write_results_table(
     schema: ClassSchema,
     columns: Mapping[str, Mapping[str, Any]],
     counts: Sequence[str] = (),
+    uncertainties: Sequence[str] = (),
 ) -> None:
     """One row a case or patient, sorted.
 
@@ -106,10 +122,11 @@ def write_results_table(
         schema: class names.
         columns: additional columns behind the first: name = mapping from its value.
         counts: keys of ``results`` that follow the probabilities.
+        uncertainties: keys of ``results`` that come last; empty where a result lacks them.
     """
     header = [subject, *columns, "predicted_class", "confidence"]
     header += [f"probability_{name}" for name in schema.class_names]
-    header += [*counts, "tumour_volume", "volume_unit"]
+    header += [*counts, "tumour_volume", "volume_unit", *uncertainties]
     with atomic_path(file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
@@ -124,6 +141,7 @@ def write_results_table(
                     *(result[count] for count in counts),
                     "" if result["tumour_volume"] is None else f"{result['tumour_volume']:.3f}",
                     result["volume_unit"],
+                    *("" if (value := result.get(name)) is None else f"{value:.6f}" for name in uncertainties),
                 ]
             )
 

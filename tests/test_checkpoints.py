@@ -10,7 +10,11 @@ import torch
 
 from inference.checkpoints import load_checkpoint_safely, to_builtin
 
-CHECKPOINT = {"network_weights": {"w": torch.ones(2)}, "trainer_name": "nnUNetTrainer", "init_args": {"configuration": "2d"}}
+CHECKPOINT = {
+    "network_weights": {"w": torch.ones(2)},
+    "trainer_name": "nnUNetTrainer",
+    "init_args": {"configuration": "2d"},
+}
 
 
 class Payload:

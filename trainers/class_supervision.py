@@ -23,11 +23,13 @@ class ClassLabels:
         schema: class names and the negative class.
         label_of_case: index into the class names; cases without a class are absent.
         patient_of_case: a case of an unknown patient is its own patient.
+        permutation_seed: of a control whose training labels are permuted; None for true labels.
     """
 
     schema: ClassSchema
     label_of_case: Mapping[str, int]
     patient_of_case: Mapping[str, str] = field(default_factory=dict)
+    permutation_seed: int | None = None
 
     @staticmethod
     def from_cases(cases: Mapping[str, Case], schema: ClassSchema) -> "ClassLabels":

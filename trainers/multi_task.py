@@ -24,6 +24,7 @@ from inference.joint_predictor import JointPredictor
 from inference.results import case_result
 from trainers.class_supervision import UNKNOWN_CLASS, ClassLabels, class_loss, covered_shares, patch_weights
 from trainers.networks import multi_task_network
+from trainers.permuted_labels import PERMUTATION_SEED, control_results_folder, with_permuted_training
 from trainers.progress import MultiTaskLogger
 from trainers.recipes import MULTI_TASK, ParameterGroup
 from trainers.segmentation import SegmentationTrainer
@@ -66,7 +67,8 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
                 "to classify. Convert the data with braintum_convert, or train with a stock nnU-Net trainer"
             )
         plans["classification"] = entry  # a stock planner knows nothing of it
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        with control_results_folder(fold):
+            super().__init__(plans, configuration, fold, dataset_json, device)
         self.class_schema = schema
         self.logger.local_logger = MultiTaskLogger()
         self.balancing = build_balancing(
@@ -113,7 +115,17 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
             self.preprocessed_dataset_folder_base, join(raw_folder, self.plans_manager.dataset_name)
         )
         cases = read_cases(cases_file, self.class_schema.class_names)
-        return ClassLabels.from_cases(cases, self.class_schema)
+        labels = ClassLabels.from_cases(cases, self.class_schema)
+        if self.settings.permuted_labels is None:
+            return labels
+        training, _ = self.do_split()
+        labels, unchanged = with_permuted_training(labels, cases, training, self.settings.permuted_labels)
+        self.print_to_log_file(
+            f"CONTROL: classes are permuted among the training patients (seed {self.settings.permuted_labels}; "
+            f"{unchanged:.0%} of the cases keep theirs by chance). This model is for measuring the chance level only.",
+            also_print_to_console=True,
+        )
+        return labels
 
     def on_train_start(self) -> None:
         """As stock, after a look at the class labels."""
@@ -284,19 +296,29 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
     # ------------------------------------------------------------------ checkpoints
 
     def complete_checkpoint(self, filename: str) -> None:
-        """Add the learned weights of the tasks."""
+        """Add the learned weights of the tasks, and which permutation of the labels was learned."""
+        more: dict[str, Any] = {}
         if isinstance(self.balancing, UncertaintyWeighting):
-            checkpoint = torch.load(filename, map_location="cpu", weights_only=True)
-            checkpoint[LOG_VARIANCES] = self.balancing.log_variances.detach().cpu()
-            torch.save(checkpoint, filename)
+            more[LOG_VARIANCES] = self.balancing.log_variances.detach().cpu()
+        if self.settings.permuted_labels is not None:
+            more[PERMUTATION_SEED] = self.settings.permuted_labels
+        if more:
+            torch.save(torch.load(filename, map_location="cpu", weights_only=True) | more, filename)
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """As stock, with the learned weights of the tasks.
 
         Raises:
-            ValueError: the checkpoint is of a training with another ``braintum_task_balancing``.
+            ValueError: the checkpoint is of a training with another ``braintum_task_balancing`` or
+                ``braintum_permuted_labels``.
         """
-        stored = load_checkpoint_safely(filename_or_checkpoint).get(LOG_VARIANCES)
+        checkpoint = load_checkpoint_safely(filename_or_checkpoint)
+        if checkpoint.get(PERMUTATION_SEED) != self.settings.permuted_labels:
+            raise ValueError(
+                f"{filename_or_checkpoint} was trained with braintum_permuted_labels="
+                f"{checkpoint.get(PERMUTATION_SEED, '(not set)')}; set the environment variable as it was then"
+            )
+        stored = checkpoint.get(LOG_VARIANCES)
         learns = isinstance(self.balancing, UncertaintyWeighting)
         if learns != (stored is not None):
             raise ValueError(

@@ -83,6 +83,8 @@ class SegmentationTrainer(nnUNetTrainer):
                 f"{type(self).__name__} never trains two tasks at once, braintum_task_balancing="
                 f"{self.settings.task_balancing} balances none; unset it"
             )
+        if self.settings.permuted_labels is not None and not hasattr(type(self), "class_labels"):
+            raise NotImplementedError(f"{type(self).__name__} learns no classes; unset braintum_permuted_labels")
         self.initial_lr = self.recipe.body.lr
         self.weight_decay = self.recipe.body.weight_decay
         self.enable_deep_supervision = self.recipe.deep_supervision

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 TASK_BALANCING = ("fixed", "uncertainty", "pcgrad")
+AUGMENTATION = ("default", "gpu", "cpu")
 
 
 @dataclass(frozen=True)
@@ -18,25 +19,34 @@ class TrainingSettings:
         task_balancing: ``braintum_task_balancing``, how segmentation and classification are balanced: by the recipe's
             ``fixed`` weights, by learned ``uncertainty``, or by gradient surgery (``pcgrad``), see
             :mod:`trainers.task_balancing`.
+        augmentation: ``braintum_augmentation``, where patches are augmented: on the training device (``gpu``) or in
+            nnU-Net's workers (``cpu``); by ``default`` on a CUDA device, for others in workers.
+        permuted_labels: ``braintum_permuted_labels``, seed of a control: classes are permuted among the training
+            patients, and results go to ``nnUNet_results/permuted_labels_SEED``, see
+            :mod:`evaluation.label_permutation`.
     """
 
     num_epochs: int | None = None
     num_iterations_per_epoch: int | None = None
     seed: int | None = None
     task_balancing: str = "fixed"
+    augmentation: str = "default"
+    permuted_labels: int | None = None
 
     @staticmethod
     def from_environment() -> "TrainingSettings":
         """Read the environment.
 
         Raises:
-            ValueError: a variable that is no whole number or too small, or an unknown balancing.
+            ValueError: a variable that is no whole number or too small, or an unknown choice.
         """
         return TrainingSettings(
             num_epochs=_whole_number("braintum_num_epochs", minimum=1),
             num_iterations_per_epoch=_whole_number("braintum_num_iterations_per_epoch", minimum=1),
             seed=_whole_number("braintum_seed", minimum=0),
             task_balancing=_choice("braintum_task_balancing", TASK_BALANCING),
+            augmentation=_choice("braintum_augmentation", AUGMENTATION),
+            permuted_labels=_whole_number("braintum_permuted_labels", minimum=0),
         )
 
 

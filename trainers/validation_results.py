@@ -37,6 +37,7 @@ def write_validation_results(
     figures = {"cases": _figures(results, "case", true_class, schema)}
     content = {
         "class_names": list(schema.class_names),
+        **({} if labels.permutation_seed is None else {"permuted_labels": labels.permutation_seed}),
         **_json_ready(figures["cases"]),
         "cases": {result["case"]: result for result in results},
     }

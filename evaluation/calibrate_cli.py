@@ -1,0 +1,128 @@
+"""``braintum_calibrate``: fit the certainty of a trained model to how often it is right."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from braintum_commands.command import run_command
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; flags are named as nnU-Net's."""
+    parser = argparse.ArgumentParser(
+        prog="braintum_calibrate",
+        description="Fit a temperature to the class predictions of held-out cases (the validation of a model's folds) "
+        "and store it in dataset.json of the model, where an export keeps it; braintum_predict --calibrated applies "
+        "it. Also writes calibration.json, risk_coverage.csv and calibration.png.",
+    )
+    model = parser.add_argument_group("model", "a folder (-m), or what it was trained from (-d -c)")
+    model.add_argument("-m", type=Path, metavar="MODEL_FOLDER", help="folder of the trained model")
+    model.add_argument("-d", metavar="DATASET", help="data-set name or id")
+    model.add_argument("-c", metavar="CONFIGURATION", help="configuration, such as 2d or 3d_fullres")
+    model.add_argument("-p", default="BrainTumPlans", help="plans identifier; default: %(default)s")
+    model.add_argument("-tr", default="nnUNetTrainerMultiTask", help="trainer; default: %(default)s")
+    model.add_argument("-f", nargs="+", type=int, metavar="FOLD", help="folds; default: all that are validated")
+    model.add_argument(
+        "-chk", default="checkpoint_final.pth", help="checkpoint that the validation used; default: %(default)s"
+    )
+    parser.add_argument("--cases", type=Path, help="cases.csv with classes and patients; default: the data set's")
+    parser.add_argument(
+        "--target-accuracy",
+        type=float,
+        metavar="A",
+        help="also choose the lowest confidence from which on cases are right with this probability (with 95 %% "
+        "certainty, after all looks at the data); cases below it are called uncertain",
+    )
+    parser.add_argument(
+        "-o", type=Path, metavar="OUTPUT", help="folder of the figures; default: calibration in the model's folder"
+    )
+    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap; default: %(default)s")
+    return parser
+
+
+def _model_folder(args: argparse.Namespace) -> Path:
+    if args.m is not None:
+        folder = args.m
+    elif args.d is None or args.c is None:
+        raise ValueError("which model? Give its folder with -m, or -d and -c (with -p and -tr where they differ)")
+    else:
+        from nnunetv2.paths import nnUNet_results
+        from nnunetv2.utilities.file_path_utilities import get_output_folder
+
+        if not nnUNet_results.is_set():
+            raise ValueError("the environment variable nnUNet_results is not set; set it, or give the model with -m")
+        folder = Path(get_output_folder(args.d, args.tr, args.p, args.c))
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no trained model at {folder}; train it first, or check -d -tr -p -c or -m")
+    return folder
+
+
+def calibrate_model(argv: list[str] | None = None) -> int:
+    """Run the command; see ``braintum_calibrate -h``."""
+    args = build_parser().parse_args(argv)
+    if args.target_accuracy is not None and not 0 < args.target_accuracy < 1:
+        raise ValueError(f"--target-accuracy {args.target_accuracy:g}: give a share between 0 and 1, such as 0.95")
+    if args.resamples < 100:
+        raise ValueError(f"--resamples {args.resamples}: fewer than 100 give no 95 % interval")
+    folder = _model_folder(args)
+
+    from evaluation.calibration import (
+        calibrate,
+        calibration_entry,
+        checkpoint_fingerprints,
+        held_out_cases,
+        store_calibration,
+    )
+    from evaluation.calibration_files import write_calibration
+    from evaluation.predictions import predictions_of_folds
+
+    predictions = predictions_of_folds(folder, args.f, args.cases)
+    schema = predictions.schema
+    if schema is None:
+        raise ValueError(f"{folder} holds a model without tumour classes: there is nothing to calibrate")
+    cases = held_out_cases(predictions)
+    figures = calibrate(cases, schema.class_names, args.target_accuracy, args.resamples)
+    fingerprints = checkpoint_fingerprints(folder, figures["folds"], args.chk)
+    output = args.o or folder / "calibration"
+    write_calibration(figures, output)
+    store_calibration(folder, calibration_entry(figures, cases, args.chk, fingerprints))
+    for warning in figures["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    for line in _lines(figures):
+        print(line)
+    print(f"stored in {folder / 'dataset.json'}; figures in {output}. Apply it with braintum_predict --calibrated")
+    return 0
+
+
+def _lines(figures: Mapping[str, Any]) -> list[str]:
+    """The result in words."""
+
+    def with_interval(found: Mapping[str, Any], name: str) -> str:
+        if found[name] is None:
+            return "undefined"
+        low, high = found[f"{name}_low"], found[f"{name}_high"]
+        return f"{found[name]:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+
+    patients = "" if figures["num_patients"] is None else f" of {figures['num_patients']} patients"
+    folds = ", ".join(map(str, figures["folds"]))
+    lines = [
+        f"temperature {with_interval(figures, 'temperature')}, fitted on {figures['num_cases']} held-out cases"
+        f"{patients} of fold {folds}"
+    ]
+    for name, title in (("ece", "calibration error (ECE)"), ("nll", "negative log-likelihood"), ("brier", "Brier")):
+        before, after = (with_interval(figures[when], name) for when in ("before", "after"))
+        lines.append(f"{title}: {before} before, {after} after (cross-fitted over {figures['cross_fitted_over']})")
+    if figures["threshold"] is not None:
+        lines.append(
+            f"threshold {figures['threshold']:.4f} for an accuracy of {figures['target_accuracy']:g}: accepts "
+            f"{figures['coverage_at_threshold']:.1%} of the held-out cases, {figures['accuracy_at_threshold']:.1%} of "
+            "them right"
+        )
+    return lines
+
+
+def main() -> int:
+    """Console script."""
+    return run_command(calibrate_model)

@@ -1,0 +1,105 @@
+"""``braintum_report``: one self-contained HTML page about a trained model."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from braintum_commands.command import run_command
+from dataset_conversion.parallel import default_processes
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; flags are named as nnU-Net's."""
+    parser = argparse.ArgumentParser(
+        prog="braintum_report",
+        description="One self-contained HTML page about a trained model: what was trained on what, figures with "
+        "intervals, curves, the best, median and worst cases as pictures, failures, and what the other commands found. "
+        "Reads what braintum_evaluate wrote into the model's folder; where that is missing or older than the "
+        "predictions, it evaluates first.",
+    )
+    model = parser.add_argument_group("the model: -d -p -tr -c, or -m")
+    model.add_argument("-d", metavar="DATASET", help="data-set name or id")
+    model.add_argument("-p", default="BrainTumPlans", help="plans identifier; default: %(default)s")
+    model.add_argument("-tr", default="nnUNetTrainerMultiTask", help="default: %(default)s")
+    model.add_argument("-c", help="configuration, such as 2d or 3d_fullres")
+    model.add_argument("-m", type=Path, metavar="MODEL_FOLDER", help="folder of a trained model")
+    parser.add_argument("-f", nargs="+", type=int, help="folds; default: all that are validated")
+    parser.add_argument("-o", type=Path, metavar="FILE", help="default: report.html beside the evaluation")
+    parser.add_argument(
+        "--evaluation",
+        type=Path,
+        metavar="FOLDER",
+        help="what braintum_evaluate -o wrote; default: crossval_results_folds_X in the model's folder",
+    )
+    parser.add_argument("--explanations", type=Path, metavar="FOLDER", help="what braintum_explain wrote")
+    parser.add_argument("--stress", type=Path, metavar="FILE", help="stress.json of braintum_evaluate --stress")
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="calibration.json; default: that of braintum_calibrate in the model's folder, if it is there",
+    )
+    parser.add_argument("--audit", type=Path, metavar="FILE", help="audit.json of braintum_audit")
+    parser.add_argument(
+        "--cases", type=int, default=3, metavar="N", help="pictures of each group of cases; default: %(default)s"
+    )
+    parser.add_argument("--resamples", type=int, default=1000, help="if it evaluates; default: %(default)s")
+    parser.add_argument("-np", type=int, default=default_processes(), help="processes; default: %(default)s")
+    return parser
+
+
+def report(argv: list[str] | None = None) -> int:
+    """Run the command; see ``braintum_report -h``."""
+    args = build_parser().parse_args(argv)
+    if (args.m is None) == (args.d is None):
+        raise ValueError("which model? Give either -d (with -p -tr -c) or -m")
+    if args.d is not None and args.c is None:
+        raise ValueError("which configuration? Give -c, such as -c 2d")
+    if args.cases < 1:
+        raise ValueError(f"--cases {args.cases}: at least 1 is needed")
+    if args.resamples < 100:
+        raise ValueError(f"--resamples {args.resamples}: fewer than 100 give no 95 % interval")
+    model_folder = args.m if args.m is not None else _model_folder(args)
+    if not model_folder.is_dir():
+        raise FileNotFoundError(
+            f"no trained model at {model_folder}; check {'-m' if args.d is None else '-d -p -tr -c'}"
+        )
+
+    from dataset_conversion.atomic import atomic_path
+    from evaluation.report import gather_report
+    from evaluation.report_page import render_report
+
+    gathered = gather_report(
+        model_folder,
+        args.f,
+        args.evaluation,
+        args.calibration,
+        args.stress,
+        args.audit,
+        args.explanations,
+        args.np,
+        args.resamples,
+    )
+    output = args.o or gathered.evaluation_folder / "report.html"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["braintum_report", *(sys.argv[1:] if argv is None else argv)])
+    page = render_report(gathered, output, args.cases, command)
+    with atomic_path(output) as partial:
+        partial.write_text(page, encoding="utf-8", newline="\n")
+    print(f"written to {output} ({output.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+def _model_folder(args: argparse.Namespace) -> Path:
+    from nnunetv2.paths import nnUNet_results
+    from nnunetv2.utilities.file_path_utilities import get_output_folder
+
+    if not nnUNet_results.is_set():
+        raise ValueError("the environment variable nnUNet_results is not set; set it to where the models are")
+    return Path(get_output_folder(args.d, args.tr, args.p, args.c))
+
+
+def main() -> int:
+    """Console script."""
+    return run_command(report)

@@ -1,0 +1,65 @@
+"""From preprocessed cases to predicted ones: case after case as nnU-Net does it, or in bulk."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from inference.bulk_prediction import BulkPredictor, PredictedCase
+from inference.joint_predictor import JointPredictor
+from inference.precision import Precision
+from inference.segmentation_predictor import SegmentationPredictor
+
+PreprocessedCase = tuple[str, Sequence[np.ndarray]]
+"""Name and images (C, Z, Y, X): that of the masks' model first, that of the classes' model last."""
+
+
+def one_by_one(
+    predictor: SegmentationPredictor, class_predictor: JointPredictor, cases: Iterable[PreprocessedCase]
+) -> Iterator[PredictedCase]:
+    """nnU-Net's own prediction: batch 1, its order of windows, mirrors and folds, its buffers.
+
+    Args:
+        predictor: predicts the masks.
+        class_predictor: predicts the classes; may be the same.
+        cases: preprocessed.
+    """
+    for name, images in cases:
+        logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(images[0])).cpu().numpy()
+        if class_predictor is not predictor:
+            class_predictor.predict_logits_from_preprocessed_data(torch.from_numpy(images[-1]))
+        yield PredictedCase(name, logits, class_predictor.evidence)
+
+
+def in_bulk(
+    predictor: SegmentationPredictor,
+    class_predictor: JointPredictor,
+    cases: Iterable[PreprocessedCase],
+    num_cases: int,
+    num_threads: int,
+    precision: Precision,
+) -> Iterator[PredictedCase]:
+    """As :func:`one_by_one`, to rounding: see :class:`inference.bulk_prediction.BulkPredictor`.
+
+    Args:
+        predictor: predicts the masks.
+        class_predictor: predicts the classes; may be the same.
+        cases: preprocessed.
+        num_cases: expected.
+        num_threads: of the CPU.
+        precision: of the network.
+    """
+
+    def predict(model: SegmentationPredictor, images: Iterable[PreprocessedCase], index: int) -> Iterator[Any]:
+        bulk = BulkPredictor(model, num_cases, num_threads, precision)
+        return bulk.predict((name, arrays[index]) for name, arrays in images)
+
+    if class_predictor is predictor:
+        yield from predict(predictor, cases, 0)
+        return
+    for_masks, for_classes = itertools.tee(cases)
+    both = zip(predict(predictor, for_masks, 0), predict(class_predictor, for_classes, -1), strict=True)
+    for masks, classes in both:
+        yield PredictedCase(masks.name, masks.logits, classes.evidence)

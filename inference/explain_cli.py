@@ -1,0 +1,117 @@
+"""``braintum_explain``: where a model looked when it named the tumour type."""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from braintum_commands.command import run_command
+from inference.model_arguments import add_model_arguments, model_folder
+
+METHOD_NAMES = ("gradcam", "hirescam", "integrated_gradients")
+EXIT_SOME_CASES_FAILED = 3
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; flags are named as those of braintum_predict."""
+    parser = argparse.ArgumentParser(
+        prog="braintum_explain",
+        description="Show which parts of each image speak for its class. Writes a map a case in the geometry of the "
+        "image, a picture of it (CASE_overlay.png), and explanations.csv and .json: how much of the map lies inside "
+        "the tumour, and how much the map changes when the weights of the network are drawn anew (a map that does not "
+        "change shows the image, not what the network learned).",
+    )
+    parser.add_argument("-i", required=True, metavar="INPUT", help="folder of images named CASE_0000.<ending>, …")
+    parser.add_argument("-o", required=True, metavar="OUTPUT", help="output folder")
+    add_model_arguments(parser)
+    parser.add_argument(
+        "-method",
+        default="hirescam",
+        choices=METHOD_NAMES,
+        help="gradcam; hirescam: the same position by position, for networks that weight positions, as most of ours; "
+        "integrated_gradients: signed and voxel by voxel, against the darkest intensity, much slower; "
+        "default: %(default)s",
+    )
+    parser.add_argument(
+        "-stage",
+        type=int,
+        help="features that gradcam and hirescam explain, 0 for the deepest that the classification head reads, 1 for "
+        "the next; default: the deepest with 7 positions along an axis",
+    )
+    parser.add_argument(
+        "--class", dest="class_name", metavar="NAME", help="class to explain; default: the predicted one of each case"
+    )
+    parser.add_argument("-g", type=Path, metavar="LABELS", help="folder of true label maps, CASE.<ending>")
+    parser.add_argument("--limit", type=int, metavar="N", help="explain N cases, spread evenly over the folder")
+    parser.add_argument(
+        "--disable_controls", action="store_true", help="no comparison with weights drawn anew: three times as fast"
+    )
+    parser.add_argument("--disable_tta", action="store_true", help="no mirroring for mask and class probability")
+    parser.add_argument("-step_size", type=float, default=0.5, help="of the sliding window; default: %(default)s")
+    parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="default: %(default)s")
+    parser.add_argument("--disable_progress_bar", action="store_true")
+    parser.add_argument("--verbose", action="store_true")
+    return parser
+
+
+def explain(argv: list[str] | None = None) -> int:
+    """Run the command; see ``braintum_explain -h``.
+
+    Returns:
+        0, or 3 where some cases could not be explained.
+    """
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING)
+
+    import torch  # late: "-h" and a mistyped flag should answer at once
+
+    from inference.explain_folder import TABLE_FILE, Explainer, explain_folder
+    from inference.joint_predictor import JointPredictor
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no CUDA device; add -device cpu")
+    torch.set_num_threads((os.cpu_count() or 1) if args.device == "cpu" else 1)
+    predictor = JointPredictor(
+        tile_step_size=args.step_size,
+        use_mirroring=not args.disable_tta,
+        perform_everything_on_device=args.device == "cuda",
+        device=torch.device(args.device),
+        verbose=args.verbose,
+        allow_tqdm=False,
+    )
+    predictor.initialize_from_trained_model_folder(str(model_folder(args)), args.f, args.chk, args.trust_checkpoint)
+    explainer = Explainer.of(predictor, args.method, args.stage, args.class_name, args.g, not args.disable_controls)
+    outcome = explain_folder(explainer, Path(args.i), Path(args.o), args.limit, not args.disable_progress_bar)
+    print(f"{len(outcome.rows)} cases explained, listed in {Path(args.o) / TABLE_FILE}")
+    for line in summary(outcome.rows):
+        print(line)
+    if outcome.without_label:
+        print(f"{len(outcome.without_label)} cases have no label map in {args.g}: {', '.join(outcome.without_label)}")
+    for case, fault in outcome.failed.items():
+        print(f"not explained: {case}: {fault}", file=sys.stderr)
+    return EXIT_SOME_CASES_FAILED if outcome.failed else 0
+
+
+def summary(rows: list[dict]) -> list[str]:
+    """Means of the figures that say whether the maps can be trusted, a line each; nothing where there are none."""
+    described = {
+        "predicted_mask_share": "of the attribution inside the predicted mask",
+        "predicted_mask_area": "of the image inside the predicted mask",
+        "true_mask_share": "of the attribution inside the true mask",
+        "true_mask_area": "of the image inside the true mask",
+        "spearman_random_head": "rank correlation with a classification head of random weights",
+        "spearman_random_network": "rank correlation with a network of random weights",
+        "completeness_error": "of the class logit's change is not accounted for",
+    }
+    lines = []
+    for name, text in described.items():
+        values = [row[name] for row in rows if row[name] is not None]
+        if values:
+            lines.append(f"{sum(values) / len(values):.3f} {text} (mean of {len(values)} cases)")
+    return lines
+
+
+def main() -> int:
+    """Console script."""
+    return run_command(explain)

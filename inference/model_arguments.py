@@ -1,0 +1,51 @@
+"""The arguments by which every command names a trained model."""
+
+import argparse
+from pathlib import Path
+
+DEFAULT_CHECKPOINT = "checkpoint_final.pth"
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments, the short ones named as those of nnUNetv2_predict; see :func:`model_folder`."""
+    model = parser.add_argument_group("model", "a folder (-m), or what it was trained from (-d -c)")
+    model.add_argument("-m", metavar="MODEL_FOLDER", help="folder of the trained model, with plans.json and fold_X")
+    model.add_argument("-d", metavar="DATASET", help="data-set name or id")
+    model.add_argument("-c", metavar="CONFIGURATION", help="configuration, such as 2d or 3d_fullres")
+    model.add_argument("-p", default="BrainTumPlans", help="plans identifier; default: %(default)s")
+    model.add_argument("-tr", default="nnUNetTrainerMultiTask", help="trainer; default: %(default)s")
+    model.add_argument(
+        "-f", nargs="+", type=fold, metavar="FOLD", help="folds to average, or all; default: all that are trained"
+    )
+    model.add_argument("-chk", default=DEFAULT_CHECKPOINT, help="checkpoint; default: %(default)s")
+    model.add_argument(
+        "--trust-checkpoint", action="store_true", help="load checkpoints that run code; know who made them"
+    )
+
+
+def fold(text: str) -> int | str:
+    """A fold of the command line."""
+    return text if text == "all" else int(text)
+
+
+def model_folder(args: argparse.Namespace) -> Path:
+    """The folder of the model that the arguments name.
+
+    Raises:
+        ValueError: they name none.
+        FileNotFoundError: it does not exist.
+    """
+    if args.m is not None:
+        folder = Path(args.m)
+    elif args.d is None or args.c is None:
+        raise ValueError("which model? Give its folder with -m, or -d and -c (with -p and -tr where they differ)")
+    else:
+        from nnunetv2.paths import nnUNet_results
+        from nnunetv2.utilities.file_path_utilities import get_output_folder
+
+        if not nnUNet_results.is_set():
+            raise ValueError("the environment variable nnUNet_results is not set; set it, or give the model with -m")
+        folder = Path(get_output_folder(args.d, args.tr, args.p, args.c))
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no trained model at {folder}; train it first, or check -d -tr -p -c or -m")
+    return folder

@@ -1,0 +1,56 @@
+"""Networks ready for bulk prediction: one a fold in memory at once, and copies that share their weights."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo import OptimizedModule
+
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+def networks_of_folds(predictor: Any) -> list[nn.Module]:
+    """A network with the weights of each fold, on the predictor's device, in evaluation mode.
+
+    On the CPU instance normalisation is computed as a group normalisation with a channel a group: the same to rounding,
+    and faster there, where torch repeats and reshapes for the former.
+
+    Args:
+        predictor: nnU-Net's, initialised. Its own network stays as it is.
+    """
+    original = predictor.network
+    if isinstance(original, OptimizedModule):
+        original = original._orig_mod
+    networks = []
+    for weights in predictor.list_of_parameters:
+        network = copy.deepcopy(original)
+        network.load_state_dict(weights)
+        if predictor.device.type == "cpu":
+            use_group_normalisation(network)
+        networks.append(network.to(predictor.device).eval())
+    return networks
+
+
+def use_group_normalisation(network: nn.Module) -> None:
+    """Replace instance norms of the network by equal group norms that share their weights."""
+    replacements: dict[int, nn.Module] = {}
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, _INSTANCE_NORMS) and not child.track_running_stats:
+                # a module may be registered at several places: all of them get the same replacement
+                replacement = replacements.setdefault(id(child), _group_norm(child))
+                setattr(module, name, replacement)
+
+
+def _group_norm(norm: Any) -> nn.GroupNorm:
+    group_norm = nn.GroupNorm(norm.num_features, norm.num_features, norm.eps, norm.affine)
+    if norm.affine:
+        group_norm.weight, group_norm.bias = norm.weight, norm.bias
+    return group_norm
+
+
+def shared_copy(network: nn.Module) -> nn.Module:
+    """A copy whose weights are the original's: for another thread, where hooks and buffers must not meet."""
+    weights: list[torch.Tensor] = [*network.parameters(), *network.buffers()]
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in weights})

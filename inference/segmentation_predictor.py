@@ -1,0 +1,112 @@
+"""nnU-Net's predictor, loaded from a model folder without running code that somebody put into a checkpoint."""
+
+import inspect
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+
+from inference.checkpoints import load_checkpoint_safely
+from inference.model_files import check_size, checked_configuration, read_dataset_json, read_plans
+
+
+class SegmentationPredictor(nnUNetPredictor):
+    """Stock prediction with any of nnU-Net's models, a classification head or none.
+
+    Attributes:
+        model_folder: where the model was loaded from; None for a network that is still in memory.
+    """
+
+    network: Any  # set by nnU-Net's untyped base
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_folder: Path | None = None
+
+    def initialize_from_trained_model_folder(
+        self,
+        model_training_output_dir: str,
+        use_folds: Sequence[int | str] | None = None,
+        checkpoint_name: str = "checkpoint_final.pth",
+        trust_checkpoint: bool = False,
+    ) -> None:
+        """Load a model folder as nnU-Net does, but without running code that its files name or hold.
+
+        Args:
+            model_training_output_dir: folder with ``plans.json``, ``dataset.json`` and ``fold_X``.
+            use_folds: folds to average; None for all that have this checkpoint (without ``fold_all``).
+            checkpoint_name: file within each fold.
+            trust_checkpoint: see :func:`inference.checkpoints.load_checkpoint_safely`.
+
+        Raises:
+            FileNotFoundError: a file of the model is missing.
+            ValueError: a file of the model is damaged or not safe, or nnU-Net does not find its trainer.
+        """
+        folder = Path(model_training_output_dir)
+        dataset_json = read_dataset_json(folder / "dataset.json")
+        plans_manager = read_plans(folder / "plans.json")
+        folds = available_folds(folder, checkpoint_name) if use_folds is None else list(use_folds)
+        checkpoints = [
+            load_checkpoint_safely(folder / f"fold_{fold}" / checkpoint_name, trust_checkpoint) for fold in folds
+        ]
+        trainer_name = checkpoints[0]["trainer_name"]
+        configuration_manager = checked_configuration(
+            plans_manager, checkpoints[0]["init_args"]["configuration"], folder / "plans.json"
+        )
+        try:
+            build = recursive_find_trainer_class_by_name(trainer_name).build_network_architecture
+        except RuntimeError as error:
+            raise ValueError(
+                f"{folder} was trained by {trainer_name}, which nnU-Net does not find here; install what it comes "
+                "with, or name its folder in the environment variable nnUNet_extTrainer"
+            ) from error
+        network_description: tuple[Any, ...] = (plans_manager, configuration_manager)
+        if "plans_manager" not in inspect.signature(build).parameters:  # trainers written for nnU-Net before 2.7
+            network_description = (
+                configuration_manager.network_arch_class_name,
+                configuration_manager.network_arch_init_kwargs,
+                configuration_manager.network_arch_init_kwargs_req_import,
+            )
+        build_network = partial(
+            build,
+            *network_description,
+            determine_num_input_channels(plans_manager, configuration_manager, dataset_json),
+            plans_manager.get_label_manager(dataset_json).num_segmentation_heads,
+            enable_deep_supervision=False,
+        )
+        check_size(build_network, folder / "plans.json")
+        network = build_network()
+        self.manual_initialization(
+            network,
+            plans_manager,
+            configuration_manager,
+            [checkpoint["network_weights"] for checkpoint in checkpoints],
+            dataset_json,
+            trainer_name,
+            checkpoints[0].get("inference_allowed_mirroring_axes"),
+        )
+        self.model_folder = folder
+
+
+def available_folds(model_folder: str | Path, checkpoint_name: str) -> list[int]:
+    """Folds of a model folder that have a checkpoint of this name; ``fold_all`` does not count, as in nnU-Net.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    model_folder = Path(model_folder)
+    folds = sorted(
+        int(file.parent.name.removeprefix("fold_"))
+        for file in model_folder.glob(f"fold_*/{checkpoint_name}")
+        if file.parent.name.removeprefix("fold_").isdecimal()
+    )
+    if not folds:
+        raise FileNotFoundError(
+            f"{model_folder} has no fold with a {checkpoint_name}; train one first, or name what is there with -f and "
+            "-chk, --class-folds and --class-checkpoint (checkpoint_best.pth, for instance, while a training runs)"
+        )
+    return folds
