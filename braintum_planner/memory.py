@@ -10,7 +10,7 @@ from torch import nn
 
 from architectures.multi_task_unet import multi_task_network_class
 
-_TWO_CLASSES = {"class_names": ("one", "other"), "region_based": False}
+_TWO_CLASSES: Mapping[str, Any] = {"class_names": ("one", "other"), "region_based": False}
 
 
 def planned_network(

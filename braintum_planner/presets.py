@@ -222,9 +222,9 @@ RESSE_LKA = _calibrated(
 )
 """Paper 002: clipping and z-score, batches of 8 slices, one ResSE block a level.
 
-Settled: nnU-Net's widths, as the paper gives none; five levels at 128 x 128, which its deep supervision of three decoder
-levels besides the output asks for; two convolutions a decoder level. The patch stays the whole slice: the paper's crops
-of 128 come from slices that were made as small.
+Settled: nnU-Net's widths, as the paper gives none; five levels at 128 x 128, which its deep supervision of three
+decoder levels besides the output asks for; two convolutions a decoder level. The patch stays the whole slice: the
+paper's crops of 128 come from slices that were made as small.
 """
 
 RESIDUAL_UNET = _calibrated(

@@ -186,7 +186,8 @@ class LowResolution(Corruption):
             old * np.sqrt(max((new / old) ** 2 - 1, 0) / (8 * np.log(2)))
             for new, old in zip(spacing, image.spacing, strict=True)
         ]
-        coarse = Resample(tuple(spacing))(Blur(tuple(widths))(image))
+        x, y, z = spacing
+        coarse = Resample((x, y, z))(Blur(tuple(widths))(image))
         return _array(Resample((image.spatial_shape, image.affine))(coarse))
 
 

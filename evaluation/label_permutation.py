@@ -36,7 +36,7 @@ def label_units(cases: Iterable[Case], negative_class: str | None = None) -> lis
         Names of the cases of each unit, sorted within and by their first.
     """
     row_of = {row.case: row for row in cases if row.tumour_class}
-    units = []
+    units: list[list[str]] = []
     for tied in tied_cases(row_of.values()):
         parts = [tied]
         if len({row_of[case].tumour_class for case in tied} - {negative_class}) > 1:
@@ -57,8 +57,9 @@ def permuted_classes(cases: Iterable[Case], seed: int, negative_class: str | Non
         seed: of the permutation, which does not depend on the order of the cases.
         negative_class: the healthy class, if there is one.
     """
-    class_of = {row.case: row.tumour_class for row in cases}
-    units = label_units(cases, negative_class)
+    rows = list(cases)
+    class_of = {row.case: row.tumour_class for row in rows}
+    units = label_units(rows, negative_class)
     drawn = np.random.default_rng(seed).permutation(len(units))
     return {case: class_of[units[other][0]] for unit, other in zip(units, drawn, strict=True) for case in unit}
 

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 CALIBRATION_FOLDER = "calibration"
 EXPLANATIONS_FILE, OVERLAY_ENDING = "explanations.json", "_overlay.png"
+_EXPLAINED = {"case", "class", "method"}
 
 
 @dataclass(frozen=True)
@@ -36,22 +37,26 @@ class Explanations:
     """What ``braintum_explain`` wrote.
 
     Attributes:
-        folder: of maps and pictures.
         entries: case → its row of ``explanations.json``.
+        folders: case → where its map and picture are.
     """
 
-    folder: Path
     entries: Mapping[str, Mapping[str, Any]]
+    folders: Mapping[str, Path]
 
     def map_file(self, case: str, ending: str) -> Path | None:
         """The map of a case, in the geometry of its image; None without one."""
-        file = self.folder / f"{case}{ending}"
-        return file if case in self.entries and file.is_file() else None
+        return self._file(case, ending)
 
     def overlay(self, case: str) -> Path | None:
         """The picture of a case; None without one."""
-        file = self.folder / f"{case}{OVERLAY_ENDING}"
-        return file if case in self.entries and file.is_file() else None
+        return self._file(case, OVERLAY_ENDING)
+
+    def _file(self, case: str, ending: str) -> Path | None:
+        if case not in self.folders:
+            return None
+        file = self.folders[case] / f"{case}{ending}"
+        return file if file.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ def gather_report(
     calibration_file: Path | None = None,
     stress_file: Path | None = None,
     audit_file: Path | None = None,
-    explanations_folder: Path | None = None,
+    explanation_folders: Sequence[Path] = (),
     n_processes: int = 1,
     num_resamples: int = NUM_RESAMPLES,
 ) -> Report:
@@ -134,7 +139,7 @@ def gather_report(
         calibration_file: ``calibration.json``; None for the one in the model folder, if it is there.
         stress_file: ``stress.json``; None for the one in the model folder, if it is there.
         audit_file: ``audit.json``; None leaves it out.
-        explanations_folder: what ``braintum_explain`` wrote; None leaves it out.
+        explanation_folders: what ``braintum_explain`` wrote, such as a folder a fold.
         n_processes: for an evaluation.
         num_resamples: for an evaluation.
 
@@ -160,7 +165,7 @@ def gather_report(
         _content(calibration_file, ("before", "after", "reliability"), "braintum_calibrate"),
         _content(stress_file, ("clean", "corruptions"), "braintum_evaluate --stress"),
         _audit(audit_file),
-        None if explanations_folder is None else read_explanations(explanations_folder),
+        read_explanations(explanation_folders) if explanation_folders else None,
     )
 
 
@@ -231,18 +236,22 @@ def _audit(file: Path | None) -> Mapping[str, Any] | None:
     return content
 
 
-def read_explanations(folder: Path) -> Explanations:
-    """What ``braintum_explain`` wrote into a folder.
+def read_explanations(folders: Sequence[Path]) -> Explanations:
+    """What ``braintum_explain`` wrote into folders; of a case in several of them, the last one counts.
 
     Raises:
-        FileNotFoundError: the folder holds no explanations.
+        FileNotFoundError: a folder holds no explanations.
         ValueError: its table is damaged.
     """
-    file = folder / EXPLANATIONS_FILE
-    if not file.is_file():
-        raise FileNotFoundError(f"no {EXPLANATIONS_FILE} in {folder}; braintum_explain writes it")
-    content = read_json(file)
-    entries = content.get("cases")
-    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) and "case" in entry for entry in entries):
-        raise ValueError(f"{file} was not written by braintum_explain: it has no list of cases")
-    return Explanations(folder, {str(entry["case"]): entry for entry in entries})
+    entries: dict[str, Mapping[str, Any]] = {}
+    folder_of_case: dict[str, Path] = {}
+    for folder in folders:
+        file = folder / EXPLANATIONS_FILE
+        if not file.is_file():
+            raise FileNotFoundError(f"no {EXPLANATIONS_FILE} in {folder}; braintum_explain writes it")
+        rows = read_json(file).get("cases")
+        if not isinstance(rows, list) or not all(isinstance(row, Mapping) and set(row) >= _EXPLAINED for row in rows):
+            raise ValueError(f"{file} was not written by braintum_explain: it has no list of explained cases")
+        entries |= {str(row["case"]): row for row in rows}
+        folder_of_case |= dict.fromkeys((str(row["case"]) for row in rows), folder)
+    return Explanations(entries, folder_of_case)

@@ -32,8 +32,20 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="what braintum_evaluate -o wrote; default: crossval_results_folds_X in the model's folder",
     )
-    parser.add_argument("--explanations", type=Path, metavar="FOLDER", help="what braintum_explain wrote")
-    parser.add_argument("--stress", type=Path, metavar="FILE", help="stress.json of braintum_evaluate --stress")
+    parser.add_argument(
+        "--explanations",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="what braintum_explain wrote; several, such as one a fold, are put together",
+    )
+    parser.add_argument(
+        "--stress",
+        type=Path,
+        metavar="FILE",
+        help="stress.json; default: that of braintum_evaluate --stress in the model's folder, if it is there",
+    )
     parser.add_argument(
         "--calibration",
         type=Path,

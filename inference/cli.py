@@ -86,7 +86,8 @@ def predict(argv: list[str] | None = None) -> int:
         raise ValueError(f"-part_id counts from 0 to num_parts - 1 = {args.num_parts - 1}, got {args.part_id}")
     if args.class_model is None and (args.class_folds is not None or args.class_checkpoint is not None):
         raise ValueError("--class-folds and --class-checkpoint choose within a class model; name it with --class-model")
-    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING)
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
+    logging.getLogger("inference.precision").setLevel(logging.INFO)  # in which precision, and why
 
     import torch  # late: "-h" and a mistyped flag should answer at once
 

@@ -148,7 +148,10 @@ def draw_weights_anew(network: Any, part: nn.Module, seed: int) -> None:
                 module.reset_parameters()  # type: ignore[operator]
                 continue
             for parameter in module.parameters(recurse=False):
-                shuffled = parameter.flatten()[torch.randperm(parameter.numel()).to(parameter.device)]
+                values = parameter.flatten()
+                shuffled = values[torch.randperm(values.numel()).to(values.device)]
+                if torch.equal(shuffled, values):  # happens with two or three
+                    shuffled = values.roll(1)
                 parameter.copy_(shuffled.view_as(parameter))
         if hasattr(network, "initialize"):
             part.apply(network.initialize)

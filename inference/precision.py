@@ -115,11 +115,13 @@ class PrecisionTrial:
             and self._class_difference <= LIMITS.class_difference
         )
         if not enough:
-            _LOGGER.info("float32: too little foreground in the first %d windows to verify bfloat16", self._seen)
+            _LOGGER.info(
+                "float32 it is: the first %d windows show too little foreground to verify bfloat16", self._seen
+            )
             return
         _LOGGER.info(
-            "%s: against float32, the first %d windows of bfloat16 have Dice of at least %.5f, %.5f of the voxels equal, class "
-            "probabilities within %.4f (wanted: %.5f, %.5f, %.4f)",
+            "%s it is: against float32, the first %d windows of bfloat16 have Dice of at least %.5f, %.5f of the "
+            "voxels equal, class probabilities within %.4f (wanted: %.5f, %.5f, %.4f)",
             "bfloat16" if self.accepted else "float32",
             *(self._seen, dice, equal, self._class_difference),
             *(LIMITS.mean_dice, LIMITS.equal_voxels, LIMITS.class_difference),

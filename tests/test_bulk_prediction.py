@@ -203,10 +203,10 @@ def test_bfloat16_on_request_and_after_a_trial(
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(precision, "LIMITS", precision.AgreementLimits(mean_dice=1.0, equal_voxels=1.0))
     assert max(difference(in_bulk(predictor, cases))) < 1e-5
-    assert "float32: against float32, the first" in caplog.text
+    assert "float32 it is: against float32, the first" in caplog.text
     monkeypatch.setattr(precision, "LIMITS", precision.AgreementLimits(0.0, 0.0, 1.0))
     accepted = difference(in_bulk(predictor, cases))
-    assert "bfloat16: against float32, the first" in caplog.text
+    assert "bfloat16 it is: against float32, the first" in caplog.text
     assert accepted[-1] > 1e-4  # once decided
     monkeypatch.setattr(bulk_prediction, "cpu_computes_bfloat16", lambda: False)
     assert max(difference(in_bulk(predictor, cases))) < 1e-5
@@ -218,7 +218,8 @@ def test_bfloat16_is_for_cpus() -> None:
         BulkPredictor(predictor, 1, 1, "bfloat16")
 
 
-def test_trial_by_hand() -> None:
+def test_trial_by_hand(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     background = torch.zeros(10, 10)
     tumour = torch.full((10, 10), -1.0)
     tumour[:2] = 1  # 20 voxels
@@ -239,6 +240,7 @@ def test_trial_by_hand() -> None:
     assert outcome((logits, logits)) is None
     assert outcome((logits, logits), (logits, logits)) is True
     assert outcome((logits, logits), (logits, candidate)) is False
+    assert f"at least {(1 + 38 / 39) / 2 - 1.645 / 39 / 2:.5f}" in caplog.text  # the standard error of 1 and 1 - 1/39
     assert outcome((logits, logits), (logits, logits), classes=0.05) is False
     assert outcome((empty, empty), (empty, empty), (logits, logits)) is False  # too little to judge by
     assert outcome((logits, logits), (empty, empty), (logits, logits)) is True

@@ -239,8 +239,15 @@ def stock_spatial(transform: SpatialTransform, data: Any, target: Any, is_transf
 @pytest.mark.parametrize("border", ["constant", "zeros", "border"])
 @pytest.mark.parametrize(
     ("patch", "initial", "in_plane"),
-    [((15, 12), (20, 19), False), ((6, 9, 8), (9, 12, 13), False), ((4, 9, 8), (4, 13, 12), True)],
-    ids=["2-D", "3-D", "3-D in plane"],
+    [
+        ((15, 12), (20, 19), False),
+        ((15, 12), (70, 61), False),
+        ((6, 9, 8), (9, 12, 13), False),
+        ((6, 9, 8), (40, 39, 38), False),
+        ((4, 9, 8), (4, 13, 12), True),
+        ((4, 9, 8), (4, 40, 39), True),
+    ],
+    ids=["2-D", "2-D in boxes", "3-D", "3-D in boxes", "3-D in plane", "3-D in plane in boxes"],
 )
 def test_rotated_scaled_and_cropped_patches_are_batchgenerators(
     patch: tuple[int, ...], initial: tuple[int, ...], in_plane: bool, border: str, tiebreak: str
@@ -280,6 +287,8 @@ def test_rotated_scaled_and_cropped_patches_are_batchgenerators(
         torch.testing.assert_close(flat(found), expected, rtol=0, atol=2e-5)
         assert found_labels.dtype == torch.int16
         assert (flat(found_labels) != expected_labels).float().mean() < 1e-3
+    if size[-1] > 30:
+        assert min(min(pieces[index][0][-len(size) :]) for index in which) > 0 and smaller == len(which)
     assert parameters["place"].tolist() == [
         sorted(range(12), key=lambda index: (boxes.is_transformed[index], index)).index(sample) for sample in range(12)
     ]
@@ -474,6 +483,16 @@ def check_outputs(transforms: ComposeTransforms, initial: tuple[int, ...], count
         assert abs(their_figures[:, figure].mean() - our_figures[:, figure].mean()) < 4 * np.sqrt(2) * error + 1e-9, (
             figure
         )
+
+
+@pytest.mark.parametrize("p_rotation", [0, 0.5, 1])
+def test_samples_keep_their_order(p_rotation: float) -> None:
+    transform = SpatialTransform((8, 8), 0, False, p_rotation=p_rotation, rotation=(-0.1, 0.1))
+    data = torch.arange(12.0).view(12, 1, 1, 1).expand(12, 2, 16, 16).clone()
+    augmentation = DeviceAugmentation.of(transform, (16, 16), range(-1, 12))
+    result, target = augment(augmentation, data, data[:, :1].to(torch.int16), 0)
+    torch.testing.assert_close(result, data[..., :8, :8])
+    torch.testing.assert_close(target, data[:, :1, :8, :8].to(torch.int16), rtol=0, atol=0)
 
 
 class NoSynchronisation(TorchDispatchMode):
