@@ -11,7 +11,7 @@ budget with true labels beside it. Needs a preprocessed data set, as train_paper
 leaky converts a source with an official test part (BRISC 2025: copies of training slices, mirrored ones too, are in
 it), plans and preprocesses it once, and trains the same trainer twice with the same budget: on the official split, and
 on one with about as many held-out cases that keeps copies together. Test cases with and without a copy in the training
-part are reported apart.
+part are reported apart, with the share of the most frequent class: the two may differ in their classes.
 
 Training, budget and evaluation are those of train_papers.py. Writes OUTPUT/permuted.json and permuted.md, or leaky.json
 and leaky.md.
@@ -155,7 +155,10 @@ def run_leaky(args: argparse.Namespace) -> None:
     }
     write_json_atomic(args.o / "leaky.json", content)
     shown = [
-        [name, *(_with_interval(figures[metric]) for metric in ("Dice", "accuracy")), figures["cases"]]
+        [
+            *(name, *(_with_interval(figures[metric]) for metric in ("Dice", "accuracy"))),
+            *(cell(figures["majority rate"]), figures["cases"]),
+        ]
         for name, figures in found.items()
     ]
     iterations = ", ".join(f"{name}: {row['iterations']}" for name, row in rows.items())
@@ -165,7 +168,7 @@ def run_leaky(args: argparse.Namespace) -> None:
         f"accuracy {content['difference']['accuracy']:+.3f}; "
         f"{content['groups_on_both_sides']} groups of copies on both sides of the official split"
     )
-    write_table(args.o / "leaky.md", heading, ("held-out cases", "Dice", "accuracy", "cases"), shown)
+    write_table(args.o / "leaky.md", heading, ("held-out cases", "Dice", "accuracy", "majority", "cases"), shown)
 
 
 def prepare(args: argparse.Namespace) -> Path:
@@ -228,12 +231,17 @@ def subset_figures(table: Any, wanted: set[str]) -> dict[str, Any]:
     chosen = np.array([case in wanted for case in table.cases])
     if not chosen.any():
         nothing = {"value": None, "low": None, "high": None}
-        return {"Dice": nothing, "accuracy": nothing, "cases": 0}
+        return {"Dice": nothing, "accuracy": nothing, "majority rate": None, "cases": 0}
     judged = (table.true_class != UNKNOWN) & (table.predicted_class != UNKNOWN)
     right = np.where(judged, table.true_class == table.predicted_class, np.nan)
     clusters = np.array(table.clusters)[chosen]
     estimates = bootstrap_means({"Dice": table.dice[chosen], "accuracy": right[chosen]}, clusters)
-    return {**{name: figure(found.value, found) for name, found in estimates.items()}, "cases": int(chosen.sum())}
+    known = table.true_class[chosen & (table.true_class != UNKNOWN)]
+    return {
+        **{name: figure(found.value, found) for name, found in estimates.items()},
+        "majority rate": float(np.bincount(known).max() / len(known)) if len(known) else None,
+        "cases": int(chosen.sum()),
+    }
 
 
 def _with_interval(values: Mapping[str, Any]) -> str:

@@ -6,14 +6,14 @@
 
 A training step (forward, losses, backward, clipping, optimiser with its state) of the preset's trainer is measured on
 the topologies that the preset plans for several patches and batches, in 2-D and 3-D. On the CPU, in float32, the
-storages of fake tensors are followed, which takes no memory; ``crosscheck`` compares that, and the plan, with the events
-of the real allocator on small patches: it also counts what a kernel takes for itself, such as a convolution's copies in
-another layout. On CUDA, under autocast, real steps are measured with torch.cuda.max_memory_allocated.
+storages of fake tensors are followed, which takes no memory. ``crosscheck`` compares that, and the plan, with the
+events of the real allocator on small patches: those also count what a kernel takes for itself, such as a convolution's
+copies in another layout. On CUDA, under autocast, real steps are measured with torch.cuda.max_memory_allocated.
 
 ``calibrate`` fits bytes per feature-map element, by nnU-Net's count, for presets.py. ``check`` measures on other
 patches, batches, numbers of channels and labels and compares with what is planned: on the CPU with the fitted law,
-on CUDA with the planner's own count against -gpu_memory_target. Both checks exit with 1 if a preset's network is more than
-15 % off.
+on CUDA with the planner's own count against -gpu_memory_target. Both checks exit with 1 if a preset's network is more
+than 15 % off.
 """
 
 import argparse

@@ -255,6 +255,7 @@ def make_model(folder: Path, features: int) -> Path:
     """An untrained multi-task U-Net with the topology that nnU-Net plans for BraTS (patch 128³, six stages)."""
     import torch
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     norm = {"eps": 1e-5, "affine": True}
@@ -293,7 +294,7 @@ def make_model(folder: Path, features: int) -> Path:
             "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
         },
     }
-    plans = {
+    plans: dict[str, Any] = {
         "dataset_name": "Dataset999_Untrained",
         "plans_name": "UntrainedPlans",
         "original_median_spacing_after_transp": [1.0, 1.0, 1.0],
@@ -306,24 +307,30 @@ def make_model(folder: Path, features: int) -> Path:
         "foreground_intensity_properties_per_channel": {str(channel): {} for channel in range(4)},
         "configurations": {"3d_fullres": configuration},
     }
-    dataset_json = {
+    dataset_json: dict[str, Any] = {
         "channel_names": {"0": "T1", "1": "T1ce", "2": "T2", "3": "FLAIR"},
         "labels": {"background": 0, "oedema": 1, "core": 2, "enhancing": 3},
         "numTraining": 1,
         "file_ending": ".nii.gz",
         "classification": {"class_names": ["low grade", "high grade"]},
     }
-    trainer_class = recursive_find_trainer_class_by_name("nnUNetTrainerMultiTask")
-    os.environ["nnUNet_compile"] = "false"  # noqa: SIM112  nnU-Net's own spelling
-    plans["continue_training"] = False
+    plans["classification"] = {**dataset_json["classification"], "region_based": False}
+    trainer_name, plans_manager = "nnUNetTrainerMultiTask", PlansManager(plans)
     torch.manual_seed(0)
-    trainer = trainer_class(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
-    trainer.initialize()
+    network = recursive_find_trainer_class_by_name(trainer_name).build_network_architecture(
+        plans_manager, plans_manager.get_configuration("3d_fullres"), 4, 4, enable_deep_supervision=False
+    )
+    checkpoint = {
+        "network_weights": network.state_dict(),
+        "trainer_name": trainer_name,
+        "init_args": {"configuration": "3d_fullres"},
+        "inference_allowed_mirroring_axes": (0, 1, 2),
+    }
     model = folder / "model"
     (model / "fold_0").mkdir(parents=True)
-    trainer.save_checkpoint(str(model / "fold_0" / "checkpoint_final.pth"))
-    (model / "plans.json").write_text(json.dumps(trainer.plans_manager.plans))
-    (model / "dataset.json").write_text(json.dumps(trainer.dataset_json))
+    torch.save(checkpoint, model / "fold_0" / "checkpoint_final.pth")
+    (model / "plans.json").write_text(json.dumps(plans))
+    (model / "dataset.json").write_text(json.dumps(dataset_json))
     return model
 
 

@@ -1,6 +1,8 @@
 """Everything that a report shows, gathered from what the other commands wrote; nothing is computed a second time."""
 
 import logging
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +12,6 @@ import numpy as np
 from nnunetv2.evaluation.evaluate_predictions import load_summary_json
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.file_path_utilities import folds_tuple_to_string
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from dataset_conversion.audit import FORMAT as AUDIT_FORMAT
 from dataset_conversion.label_names import named_labels
@@ -205,13 +206,27 @@ def _written_evaluation(predictions: Predictions, file: Path) -> tuple[CaseTable
     return CaseTable(predictions, labels, [by_case[case] for case in predictions.masks]), summary
 
 
-def _image_files(predictions: Predictions, model_folder: Path) -> dict[str, Sequence[str]]:
-    name = read_json(model_folder / "plans.json")["dataset_name"]
-    raw = Path(nnUNet_raw.get() or "") / name
+def _image_files(predictions: Predictions, model_folder: Path) -> dict[str, list[str]]:
+    """Channels of each case in the raw data set; empty where that is not there.
+
+    Not by nnU-Net's ``get_filenames_of_train_images_and_targets``, which starts twelve processes to list a folder.
+    """
+    raw = Path(nnUNet_raw.get() or "nnUNet_raw (not set)") / read_json(model_folder / "plans.json")["dataset_name"]
     if not (raw / "dataset.json").is_file():
         return {}
-    files = get_filenames_of_train_images_and_targets(str(raw), dict(read_json(raw / "dataset.json")))
-    return {case: files[case]["images"] for case in predictions.masks if case in files}
+    content = read_json(raw / "dataset.json")
+    if "dataset" in content:  # names its files itself, absolute or from the folder on
+        named = {
+            case: [str(raw / os.path.expandvars(name)) for name in entry["images"]]
+            for case, entry in content["dataset"].items()
+        }
+        return {case: named[case] for case in predictions.masks if case in named}
+    channels: dict[str, list[str]] = {}
+    pattern = re.compile(r"(.+)_\d{4}" + re.escape(content["file_ending"]))
+    for name in sorted(os.listdir(raw / "imagesTr")) if (raw / "imagesTr").is_dir() else ():
+        if (match := pattern.fullmatch(name)) is not None:
+            channels.setdefault(match[1], []).append(str(raw / "imagesTr" / name))
+    return {case: channels[case] for case in predictions.masks if case in channels}
 
 
 def _content(file: Path | None, keys: Sequence[str], command: str) -> Mapping[str, Any] | None:

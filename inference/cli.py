@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "-precision",
-        default="auto",
+        default="float32",
         choices=("auto", "float32", "bfloat16"),
         help="of the network on CPUs; auto tries bfloat16 on the first images where the processor has it, and keeps it "
         "if masks and classes agree with those of float32; default: %(default)s",

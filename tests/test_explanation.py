@@ -43,6 +43,12 @@ CLASSIFYING = [
 SIZE = {"2d": (32, 32), "3d_fullres": (8, 16, 16)}
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command takes all processors, which slows tiny networks down where tests run side by side."""
+    monkeypatch.setattr("inference.explain_cli.os.cpu_count", lambda: 1)
+
+
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Plans with classes and dataset.json of a tiny data set, by configuration."""
@@ -376,7 +382,10 @@ def test_command_on_png_and_wrong_arguments(datasets: dict[str, Any], tmp_path: 
         command = ["-i", images, "-o", target, "-m", model, "-device", "cpu", "--disable_tta", "--disable_progress_bar"]
         return explain_cli.explain([str(argument) for argument in [*command, *more]])
 
-    assert run("-method", "integrated_gradients", "--limit", 2, "--class", "glioma", "-step_size", 1, "--disable_controls") == 0
+    assert (
+        run("-method", "integrated_gradients", "--limit", 2, "--class", "glioma", "-step_size", 1, "--disable_controls")
+        == 0
+    )
     assert sorted(file.name for file in target.glob("*_overlay.png")) == ["a_overlay.png", "c_overlay.png"]
     grey = np.asarray(Image.open(target / "a.png")).astype(int)
     assert grey.shape == (32, 32) and (grey.max() == 65535 or grey.min() == 1) and grey.min() < 2**15 < grey.max()

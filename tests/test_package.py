@@ -40,6 +40,8 @@ def test_wheel_holds_every_module(wheel, setup_cfg):
         for package in packages(setup_cfg)
         for path in (REPOSITORY / package).rglob("*.py")
     }
+    templates = (REPOSITORY / "evaluation" / "report_template").iterdir()
+    expected |= {path.relative_to(REPOSITORY).as_posix() for path in templates}
     assert installed == expected
     assert f"braintum_commands/{EXT_TRAINER_FOLDER.name}/braintum_trainers.py" in installed
 

@@ -99,10 +99,10 @@ def test_what_the_papers_state(
 
 
 def test_the_memory_decides_over_the_papers_batch(nnunet_folders: Any) -> None:
-    plans = plan_shapes(nnunet_folders, "BrainTumPlannerJointUNet", SLICES, gpu_memory_target_in_gb=4.0)
+    plans = plan_shapes(nnunet_folders, "BrainTumPlannerJointUNet", SLICES, gpu_memory_target_in_gb=2.0)
     size = plans["configurations"]["2d"]["batch_size"]
     assert 2 <= size < 16
-    assert plans["braintum_decisions"]["2d"]["batch"].startswith(f"batch {size} because 4 GB hold no more")
+    assert plans["braintum_decisions"]["2d"]["batch"].startswith(f"batch {size} because 2 GB hold no more")
 
 
 def test_the_data_set_decides_over_the_papers_normalisation(nnunet_folders: Any) -> None:
