@@ -121,7 +121,8 @@ def test_volumes_get_instance_norm_and_nnunets_depth(nnunet_folders: Any, planne
         arguments = configuration["architecture"]["arch_kwargs"]
         assert arguments["norm_op"].endswith(norm)
         deepest = np.array(configuration["patch_size"]) // np.prod(arguments["strides"], 0)
-        assert (smallest <= deepest).all() and (deepest < 2 * smallest).all()
+        assert (smallest <= deepest).all() and (deepest < 3 * smallest).all()
+        assert (deepest >= 2 * smallest).sum() <= 1  # nnU-Net halves a single axis from three times the smallest on
 
 
 @pytest.mark.parametrize("gigabytes", [4.0, 12.0])
@@ -145,8 +146,8 @@ def test_the_memory_target_is_kept(nnunet_folders: Any, planner: str, gigabytes:
 
 
 def test_parameters_that_fill_the_memory_are_refused(nnunet_folders: Any) -> None:
-    with pytest.raises(ValueError, match=r"not even a patch of .* fits 0.05 GB; plan with a larger -gpu_memory_target"):
-        plan_shapes(nnunet_folders, "BrainTumPlannerBrainTumNet", SLICES, gpu_memory_target_in_gb=0.05)
+    with pytest.raises(ValueError, match=r"not even a patch of .* fits 0.003 GB; plan with a larger -gpu_memory_target"):
+        plan_shapes(nnunet_folders, "BrainTumPlannerBrainTumNet", SLICES, gpu_memory_target_in_gb=0.003)
 
 
 def test_without_classes_the_papers_network_counts_all_the_same(nnunet_folders: Any) -> None:
