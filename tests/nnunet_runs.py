@@ -1,11 +1,15 @@
 """nnU-Net's own steps on tiny data sets, called in this process; shared by several test files."""
 
 import json
+import multiprocessing.dummy
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import SimpleITK
@@ -97,9 +101,17 @@ def _write_image(file: Path, array: np.ndarray, spacing: float) -> None:
     SimpleITK.WriteImage(image, str(file))
 
 
+@contextmanager
+def threads_for_processes() -> Iterator[None]:
+    """nnU-Net's worker pools are threads: starting processes takes longer than all else on a tiny data set."""
+    with patch.object(multiprocessing, "get_context", lambda method: multiprocessing.dummy):
+        yield
+
+
 def plan(dataset_id: int, planner: str = "BrainTumPlannerLight", **options: Any) -> str:
     """Fingerprint (if there is none yet) and plans; the identifier of the plans."""
-    extract_fingerprints([dataset_id], num_processes=1, clean=False, show_progress_bar=False)
+    with threads_for_processes():
+        extract_fingerprints([dataset_id], num_processes=1, clean=False, show_progress_bar=False)
     return plan_experiments([dataset_id], planner, **options)
 
 
@@ -108,7 +120,8 @@ def plan_and_preprocess(
 ) -> str:
     """As nnUNetv2_plan_and_preprocess; the identifier of the plans."""
     plans = plan(dataset_id, planner, **options)
-    preprocess([dataset_id], plans, [configuration], num_processes=[1], show_progress_bar=False)
+    with threads_for_processes():
+        preprocess([dataset_id], plans, [configuration], num_processes=[1], show_progress_bar=False)
     return plans
 
 

@@ -24,7 +24,7 @@ def make_model(
     folders: Any, shape: tuple[int, ...], configuration: str = "2d", num_folds: int = 2, **options: Any
 ) -> Path:
     """A model folder with untrained, but different, weights a fold, as training would leave it."""
-    dataset_options = {key: options.pop(key) for key in ("file_ending", "labels") if key in options}
+    dataset_options = {key: options.pop(key) for key in ("file_ending", "labels", "num_cases") if key in options}
     write_dataset(folders.raw, 7, shape=shape, **dataset_options)
     plans = plan_and_preprocess(7, configuration=configuration, **options)
     for fold in range(num_folds):
@@ -67,16 +67,16 @@ def arrays(folder: Path, ending: str) -> dict[str, np.ndarray]:
 def test_segmentations_equal_stock_prediction(
     nnunet_folders: Any, tmp_path: Path, shape: tuple[int, ...], configuration: str, options: dict
 ) -> None:
-    model = make_model(nnunet_folders, shape, configuration, **options)
+    model = make_model(nnunet_folders, shape, configuration, num_cases=4, **options)
     images = nnunet_folders.raw / "Dataset007_Tiny" / "imagesTr"
     ending = options.get("file_ending", ".nii.gz")
     stock, ours = tmp_path / "stock", tmp_path / "ours"
     stock.mkdir()
     load_predictor(nnUNetPredictor, model).predict_from_files_sequential(str(images), str(stock), True)
     outcome = predict_folder(load_predictor(JointPredictor, model), images, ours, save_probabilities=True)
-    assert len(outcome.predicted) == 8 and not outcome.failed
+    assert len(outcome.predicted) == 4 and not outcome.failed
     expected, found = arrays(stock, ending), arrays(ours, ending)
-    assert expected.keys() == found.keys() and len(found) == 8
+    assert expected.keys() == found.keys() and len(found) == 4
     for name, array in expected.items():
         assert array.shape == tuple(shape)
         np.testing.assert_array_equal(found[name], array)
