@@ -299,7 +299,7 @@ def dice_against_size(
         axes.set_xlabel(f"true size of the tumour ({unit})")
         axes.set_ylabel("Dice")
         if len(set(class_of_case)) > 1:
-            _legend(axes, "lower right")
+            axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, columnspacing=1, handletextpad=0.2)
 
     means = ", ".join(f"{group.low:.0f} to {group.high:.0f} {unit}: {group.dice.value:.3f}" for group in groups)
     return draw(name, f"Dice against the true size of the tumour. Means: {means}", plot)
