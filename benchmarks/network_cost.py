@@ -10,8 +10,8 @@ the latter with ResEnc M's blocks where the plan is for PlainConvUNet. The colum
 Multiply-adds are those of one patch's forward pass, with classes (torch's flop counter, halved; on fake tensors). Peak
 memory is that of a training step with the plan's batch, weights and the state of the trainer's optimiser included
 (nnU-Net's SGD has one moment, Adam two): on the CPU of fake tensors in float32, on CUDA what torch's allocator counts
-under autocast. Time is that of a training step, loss and
-optimiser included and the loading of data not; networks take turns, and medians count. Images are random.
+under autocast. Time is that of a training step, loss and optimiser included and the loading of data not; each network
+takes turns with nnU-Net's two, and medians count. Images are random.
 """
 
 import argparse
@@ -86,12 +86,13 @@ def main() -> None:
             continue
         print(f"{label}: {measured[label]['peak bytes'] / 1e9:.3f} GB", file=sys.stderr, flush=True)
     if not args.no_time:
-        steps = {
-            label: TrainingStep(trainer, plan, device=args.device, compiled=args.compile, **dimensions)
-            for label, (trainer, plan) in candidates.items()
-        }
-        for label, seconds in median_times(steps, args.n, torch.device(args.device)).items():
-            measured[label]["seconds"] = seconds
+        options = {"device": args.device, "compiled": args.compile, **dimensions}
+        references = {label: TrainingStep(*candidates[label], **options) for label in (PLAIN, RESIDUAL)}
+        for label in candidates:  # three networks in memory at a time
+            steps = {label: TrainingStep(*candidates[label], **options), **references}
+            times = median_times(steps, args.n, torch.device(args.device))
+            measured[label] |= {"seconds": times[label], **{f"seconds of {name}": times[name] for name in references}}
+            print(f"{label}: {times[label]:.3f} s", file=sys.stderr, flush=True)
     rows = table_rows(measured)
     report(rows, f"{title}, {describe_device(args)}", args.o)
 
@@ -220,7 +221,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def table_rows(measured: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    """One row a network: every measure, and its ratios to nnU-Net's two networks."""
+    """One row a network: every measure, and its ratios to nnU-Net's two networks; of times, to those beside it."""
     rows = []
     for label, values in measured.items():
         row: dict[str, Any] = {"network": label}
@@ -229,7 +230,8 @@ def table_rows(measured: Mapping[str, Mapping[str, float]]) -> list[dict[str, An
                 continue
             row[measure] = values[measure]
             for reference, short in ((PLAIN, "plain"), (RESIDUAL, "residual")):
-                row[f"{measure} / {short}"] = values[measure] / measured[reference][measure]
+                beside = values.get(f"{measure} of {reference}", measured[reference][measure])
+                row[f"{measure} / {short}"] = values[measure] / beside
         rows.append(row)
     return rows
 

@@ -1,5 +1,6 @@
 """How every command runs: a supported nnU-Net, our classes registered with it, and errors as one line."""
 
+import gc
 import os
 import sys
 import traceback
@@ -16,6 +17,9 @@ DEBUG_VARIABLE = "braintum_debug"
 
 _EXIT_FAILURE = 1
 _EXIT_INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
+
+_COLLECTOR_THRESHOLDS = (20_000, 20)
+"""Python's own make it look through torch's many objects again and again while they are imported."""
 
 _already_said: set[str] = set()
 
@@ -37,6 +41,7 @@ def run_command(
         The exit code: 0 for success, 1 for bad input or a failed file operation, 2 for bad arguments (argparse), 130
         if interrupted. Errors of any other type are bugs and keep their traceback.
     """
+    gc.set_threshold(*_COLLECTOR_THRESHOLDS)
     try:
         if needs_nnunet:
             check_nnunet_version()
