@@ -28,7 +28,7 @@ from inference.memory_budget import (
     largest_device_batch,
     largest_host_batch,
 )
-from inference.network_copies import networks_of_folds, shared_copy
+from inference.network_copies import shared_copy
 from inference.precision import Precision, PrecisionTrial, cpu_computes_bfloat16
 from inference.segmentation_predictor import SegmentationPredictor
 from inference.window_batches import CaseInProgress, Pass, batch, runs_of_windows, summed_over_mirrors
@@ -162,24 +162,26 @@ class BulkPredictor:
 
     def _prepare(self, first: CaseInProgress) -> None:
         """Networks, lanes, size of the batches and the trial of bfloat16; all of them fit the work that there is."""
-        networks = networks_of_folds(self._predictor)
         patch_voxels = math.prod(self._predictor.configuration_manager.patch_size)
         passes = self._num_cases * len(first.windows) * len(first.mirrors)
-        lane = _Lane(networks)
         if self._device.type == "cpu":
-            bytes_per_pass = host_bytes_per_pass(networks[0], self._predictor.configuration_manager.patch_size)
+            bytes_per_pass = host_bytes_per_pass(
+                self._predictor.network, self._predictor.configuration_manager.patch_size
+            )
             lanes = min(self._num_threads, SETTINGS.most_lanes, largest_host_batch(bytes_per_pass), passes)
             self._num_lanes = max(1, lanes)
             largest = largest_host_batch(bytes_per_pass, self._num_lanes)
             fallback = max(1, SETTINGS.voxels_of_a_host_batch // patch_voxels)
         else:
             largest, fallback = passes, SETTINGS.passes_of_a_device_batch
+        # all lanes call one network: each brings a thread, the rest are the network's own
+        networks = self._predictor.networks_of_folds(self._num_threads - self._num_lanes + 1)
         largest = max(1, min(largest, -(-passes // self._num_lanes)))
         if self._device.type == "cuda":
             patch = next(first.passes()).patch()
             largest = largest_device_batch(lambda size: self._probe(networks[0], patch, size), self._device, largest)
         self._batch_size = BatchSize(fallback, largest, passes)
-        self._free_lanes.append(lane)
+        self._free_lanes.append(_Lane(networks))
         self._free_lanes.extend(
             _Lane([shared_copy(network) for network in networks]) for _ in range(self._num_lanes - 1)
         )
@@ -273,13 +275,10 @@ class BulkPredictor:
         self, network: Any, passes: Sequence[Pass], bfloat16: bool
     ) -> tuple[torch.Tensor, list[tuple[int, int, torch.Tensor]], ClassRecorder | None]:
         """One batch: summed logits of its first window; start, end and contribution of each window; class evidence."""
-        recorder = None
+        recorder: ClassRecorder | None = None
         call = network
         if isinstance(self._predictor, JointPredictor):
-            recorder = ClassRecorder(
-                network, self._predictor.label_manager.has_regions, self._predictor.region_channels
-            )
-            call = recorder
+            call = recorder = self._predictor.recorder(network)
         with self._autocast(bfloat16):
             logits = call(batch(passes, self._device))
         sums = [

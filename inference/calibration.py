@@ -5,25 +5,23 @@ weights that predict, and applied to what was aggregated over windows, mirrors a
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from architectures.weights_fingerprint import weights_fingerprint
 from dataset_conversion.calibration import Calibration, at_temperature
-from inference.segmentation_predictor import SegmentationPredictor, available_folds
+from inference.segmentation_predictor import SegmentationPredictor
 
 
 def calibration_of(
-    predictor: SegmentationPredictor, folds: Sequence[int | str] | None, checkpoint: str, aggregation: str
+    predictor: SegmentationPredictor, checkpoint: str, aggregation: str
 ) -> tuple[Calibration, list[str]]:
     """The calibration of a model, and why it may not hold for what predicts.
 
     Args:
         predictor: of the classes; initialised from a model folder.
-        folds: that it was initialised with.
         checkpoint: that it was initialised with.
         aggregation: see :func:`inference.class_evidence.aggregate`.
 
@@ -40,8 +38,7 @@ def calibration_of(
             f"{model_folder} is not calibrated; fit it with braintum_calibrate -m {model_folder}, or predict without "
             "--calibrated"
         )
-    used = available_folds(model_folder, checkpoint) if folds is None else folds
-    weights = dict(zip(map(str, used), predictor.list_of_parameters, strict=True))
+    weights = dict(zip(map(str, predictor.folds), predictor.fingerprints, strict=True))
     fitted = [str(fold) for fold in calibration.folds]
     warnings = []
     if set(weights) != set(fitted):
@@ -52,7 +49,7 @@ def calibration_of(
     changed = [
         fold
         for fold, own in weights.items()
-        if fold in calibration.fingerprints and weights_fingerprint(own) != calibration.fingerprints[fold]
+        if fold in calibration.fingerprints and own != calibration.fingerprints[fold]
     ]
     if changed:
         warnings.append(

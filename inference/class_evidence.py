@@ -50,10 +50,13 @@ class ClassRecorder:
 
     def _classify(self, patch: torch.Tensor) -> Any:
         segmentation, class_logits = self._network(patch, with_classes=True)
+        self._note(segmentation, class_logits)
+        return segmentation
+
+    def _note(self, segmentation: Any, class_logits: torch.Tensor) -> None:
         full_resolution = segmentation[0] if isinstance(segmentation, (list, tuple)) else segmentation
         self.class_logits.append(class_logits.float())
         self.tumour_weights.append(tumour_probability(full_resolution, self._sigmoid_segmentation).flatten(1).amax(1))
-        return segmentation
 
     def _classify_regions(self, patch: torch.Tensor) -> Any:
         """As :meth:`_classify`; the head alone runs once more a region, on what it was given."""

@@ -34,7 +34,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--class-folds", nargs="+", type=fold, metavar="FOLD", help="its folds, or all; default: all that are trained"
     )
     classes.add_argument("--class-checkpoint", metavar="NAME", help=f"its checkpoint; default: {DEFAULT_CHECKPOINT}")
-    parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="default: %(default)s")
+    parser.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda, with --onnx cpu")
+    parser.add_argument(
+        "--onnx", action="store_true", help="predict with onnxruntime what braintum_export exported; on the CPU only"
+    )
     parser.add_argument("-step_size", type=float, default=0.5, help="of the sliding window; default: %(default)s")
     parser.add_argument(
         "--exact", action="store_true", help="nnU-Net's order of computation, whose files are nnU-Net's; slower"
@@ -75,6 +78,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check_onnx(args: argparse.Namespace) -> None:
+    """Choose the device, and refuse what exported networks cannot do.
+
+    Raises:
+        ValueError: ``--onnx`` with another device, in another precision, or with nnU-Net's order of computation.
+    """
+    args.device = args.device or ("cpu" if args.onnx else "cuda")
+    if not args.onnx:
+        return
+    if args.device != "cpu":
+        raise ValueError(f"--onnx predicts on the CPU, not on {args.device}; leave -device away, or --onnx")
+    if args.exact:
+        raise ValueError("--exact is nnU-Net's computation by torch, --onnx another; leave one of them away")
+    if args.precision == "bfloat16":
+        raise ValueError("exported networks compute in float32; leave -precision away, or --onnx")
+    args.precision = "float32"
+
+
 def predict(argv: list[str] | None = None) -> int:
     """Run the command; see ``braintum_predict -h``.
 
@@ -86,6 +107,7 @@ def predict(argv: list[str] | None = None) -> int:
         raise ValueError(f"-part_id counts from 0 to num_parts - 1 = {args.num_parts - 1}, got {args.part_id}")
     if args.class_model is None and (args.class_folds is not None or args.class_checkpoint is not None):
         raise ValueError("--class-folds and --class-checkpoint choose within a class model; name it with --class-model")
+    check_onnx(args)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
     logging.getLogger("inference.precision").setLevel(logging.INFO)  # in which precision, and why
 
@@ -108,24 +130,29 @@ def predict(argv: list[str] | None = None) -> int:
         "verbose": args.verbose,
         "allow_tqdm": False,  # nnU-Net shows a bar a case; ours counts cases
     }
-    predictor: SegmentationPredictor = JointPredictor(**options)
+    joint_class, segmentation_class = JointPredictor, SegmentationPredictor
+    if args.onnx:
+        from inference.onnx_predictor import OnnxJointPredictor, OnnxSegmentationPredictor
+
+        joint_class, segmentation_class = OnnxJointPredictor, OnnxSegmentationPredictor
+    predictor: SegmentationPredictor = joint_class(**options)
     class_predictor: JointPredictor | None = None
     if args.class_model is not None:
         args.class_checkpoint = args.class_checkpoint or DEFAULT_CHECKPOINT
-        class_predictor = JointPredictor(**options)
+        class_predictor = joint_class(**options)
         class_predictor.initialize_from_trained_model_folder(
             args.class_model, args.class_folds, args.class_checkpoint, args.trust_checkpoint
         )
-        predictor = SegmentationPredictor(**options)
+        predictor = segmentation_class(**options)
     predictor.initialize_from_trained_model_folder(str(folder), args.f, args.chk, args.trust_checkpoint)
     calibration = None
     if args.calibrated:
         from inference.calibration import calibration_of
 
         if class_predictor is not None:
-            classified_by = (class_predictor, args.class_folds, args.class_checkpoint)
+            classified_by = (class_predictor, args.class_checkpoint)
         else:
-            classified_by = (predictor, args.f, args.chk)
+            classified_by = (predictor, args.chk)
         calibration, warnings = calibration_of(*classified_by, args.aggregation)
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)

@@ -80,6 +80,10 @@ class JointPredictor(SegmentationPredictor):
             for name, value in labels.items()
         }
 
+    def recorder(self, network: Any) -> ClassRecorder:
+        """What is to be called in place of a network, and keeps the class evidence."""
+        return ClassRecorder(network, self.label_manager.has_regions, self.region_channels)
+
     def reset_evidence(self) -> None:
         """Forget what was collected."""
         self.evidence = []
@@ -101,8 +105,7 @@ class JointPredictor(SegmentationPredictor):
 
     def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
         network = self.network
-        recorder = ClassRecorder(network, self.label_manager.has_regions, self.region_channels)
-        self.network = recorder
+        self.network = recorder = self.recorder(network)
         try:
             segmentation = super()._internal_maybe_mirror_and_predict(x)
         finally:

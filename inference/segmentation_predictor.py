@@ -10,8 +10,10 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
+from architectures.weights_fingerprint import weights_fingerprint
 from inference.checkpoints import load_checkpoint_safely
 from inference.model_files import check_size, checked_configuration, read_dataset_json, read_plans
+from inference.network_copies import networks_of_folds
 
 
 class SegmentationPredictor(nnUNetPredictor):
@@ -19,13 +21,18 @@ class SegmentationPredictor(nnUNetPredictor):
 
     Attributes:
         model_folder: where the model was loaded from; None for a network that is still in memory.
+        folds: that were loaded from there.
+        configuration_name: of the plans, loaded from there.
     """
 
     network: Any  # set by nnU-Net's untyped base
+    list_of_parameters: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_folder: Path | None = None
+        self.folds: list[int | str] = []
+        self.configuration_name = ""
 
     def initialize_from_trained_model_folder(
         self,
@@ -49,7 +56,7 @@ class SegmentationPredictor(nnUNetPredictor):
         folder = Path(model_training_output_dir)
         dataset_json = read_dataset_json(folder / "dataset.json")
         plans_manager = read_plans(folder / "plans.json")
-        folds = available_folds(folder, checkpoint_name) if use_folds is None else list(use_folds)
+        folds: list[int | str] = [*(available_folds(folder, checkpoint_name) if use_folds is None else use_folds)]
         checkpoints = [
             load_checkpoint_safely(folder / f"fold_{fold}" / checkpoint_name, trust_checkpoint) for fold in folds
         ]
@@ -90,6 +97,21 @@ class SegmentationPredictor(nnUNetPredictor):
             checkpoints[0].get("inference_allowed_mirroring_axes"),
         )
         self.model_folder = folder
+        self.folds = folds
+        self.configuration_name = checkpoints[0]["init_args"]["configuration"]
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Of the weights of each fold, see :func:`architectures.weights_fingerprint.weights_fingerprint`."""
+        return [weights_fingerprint(weights) for weights in self.list_of_parameters]
+
+    def networks_of_folds(self, num_threads: int) -> list[Any]:
+        """A network with the weights of each fold, ready to be called.
+
+        Args:
+            num_threads: that a call may use where the network itself decides it; torch's do not.
+        """
+        return networks_of_folds(self)
 
 
 def available_folds(model_folder: str | Path, checkpoint_name: str) -> list[int]:

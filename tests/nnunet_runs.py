@@ -147,6 +147,7 @@ def run_command(*command: str, **variables: str) -> subprocess.CompletedProcess[
         "braintum_predict": "inference.cli",
         "braintum_convert": "dataset_conversion.cli",
         "braintum_demo": "evaluation.demo",
+        "braintum_export": "inference.export_cli",
     }[command[0]]
     code = f"import sys; from {module} import main; sys.exit(main())"
     return subprocess.run(

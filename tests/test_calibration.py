@@ -181,12 +181,13 @@ def test_later_trainings_keep_it(nnunet_folders, monkeypatch):
 # ---------------------------------------------------------------------- prediction
 
 
-def stub_predictor(model, seeds=(0, 1), mirroring=True):
+def stub_predictor(model, seeds=(0, 1), mirroring=True, folds=None):
     """What a predictor holds after loading a model whose folds have the weights of these seeds."""
     return SimpleNamespace(
         model_folder=model,
         dataset_json=json.loads((model / "dataset.json").read_text()),
-        list_of_parameters=[weights_of(seed) for seed in seeds],
+        folds=list(range(len(seeds))) if folds is None else folds,
+        fingerprints=[weights_fingerprint(weights_of(seed)) for seed in seeds],
         use_mirroring=mirroring,
         allowed_mirroring_axes=(0, 1),
     )
@@ -196,16 +197,16 @@ def test_warnings_where_it_may_not_hold(model):
     final = "checkpoint_final.pth"
     assert command("-m", model, "--resamples", 100) == 0
     stored = Calibration.from_dataset_json(json.loads((model / "dataset.json").read_text()))
-    assert calibration_of(stub_predictor(model), None, final, "weighted") == (stored, [])
-    assert calibration_of(stub_predictor(model, (1, 0)), [1, 0], final, "weighted") == (stored, [])
-    for predictor, folds, checkpoint, aggregation, expected in (
-        (stub_predictor(model, (0,)), [0], final, "weighted", "fitted on fold 0, 1, but fold 0 predicts"),
-        (stub_predictor(model, (5,)), ["all"], final, "weighted", "but fold all predicts"),
-        (stub_predictor(model, (0, 7)), [0, 1], "best.pth", "weighted", "weights in best.pth of fold 1 are not those"),
-        (stub_predictor(model), [0, 1], final, "max", "-aggregation weighted, this prediction uses max"),
-        (stub_predictor(model, mirroring=False), [0, 1], final, "weighted", "fitted with mirroring, this prediction"),
+    assert calibration_of(stub_predictor(model), final, "weighted") == (stored, [])
+    assert calibration_of(stub_predictor(model, (1, 0), folds=[1, 0]), final, "weighted") == (stored, [])
+    for predictor, checkpoint, aggregation, expected in (
+        (stub_predictor(model, (0,)), final, "weighted", "fitted on fold 0, 1, but fold 0 predicts"),
+        (stub_predictor(model, (5,), folds=["all"]), final, "weighted", "but fold all predicts"),
+        (stub_predictor(model, (0, 7)), "best.pth", "weighted", "weights in best.pth of fold 1 are not those"),
+        (stub_predictor(model), final, "max", "-aggregation weighted, this prediction uses max"),
+        (stub_predictor(model, mirroring=False), final, "weighted", "fitted with mirroring, this prediction"),
     ):
-        _, (warning,) = calibration_of(predictor, folds, checkpoint, aggregation)
+        _, (warning,) = calibration_of(predictor, checkpoint, aggregation)
         assert expected in warning
 
 
@@ -224,4 +225,4 @@ def test_models_without_a_valid_calibration(entry, message, model):
     predictor = stub_predictor(model)
     predictor.dataset_json["calibration"] = entry
     with pytest.raises(ValueError, match=message):
-        calibration_of(predictor, None, "checkpoint_final.pth", "weighted")
+        calibration_of(predictor, "checkpoint_final.pth", "weighted")

@@ -13,7 +13,7 @@ import pytest
 import SimpleITK
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from tiny_training import CLASS_NAMES, TinyDataset, write_preprocessed
+from tiny_training import CLASS_NAMES, TinyDataset, save_model, write_images, write_preprocessed
 
 from braintum_planner.normalization import SCHEME_OF_CHANNEL_NAME
 from dataset_conversion.cases import Case, write_cases
@@ -27,46 +27,9 @@ from inference.two_models import NORMALIZATION_NAMES, check_same_input
 NUM_CASES = 4
 
 
-def save_model(dataset: TinyDataset, name: str, folds: tuple[int, ...], checkpoint: str, spacing: float = 1.0) -> Path:
-    """A model folder with untrained, but different, weights a fold.
-
-    Args:
-        dataset: that it would be trained on.
-        name: of the trainer.
-        folds: that are trained.
-        checkpoint: file name.
-        spacing: of the plans.
-    """
-    plans = json.loads(json.dumps(dataset.plans)) | {"plans_name": f"Tiny{spacing:g}Plans"}
-    plans["foreground_intensity_properties_per_channel"] = {"0": {}}  # a z-score asks for none
-    configuration = plans["configurations"][dataset.configuration]
-    configuration["spacing"] = [spacing] * len(configuration["spacing"])
-    for fold in folds:
-        torch.manual_seed(fold + len(name))
-        trainer = TinyDataset(plans, dataset.dataset_json, dataset.configuration).trainer(name, fold)
-        trainer.initialize()
-        for parameter in trainer.network.decoder.parameters():  # so that some foreground is predicted
-            torch.nn.init.normal_(parameter, std=0.5)
-        trainer.save_checkpoint(str(Path(trainer.output_folder) / checkpoint))
-    folder = Path(trainer.output_folder_base)
-    (folder / "plans.json").write_text(json.dumps(trainer.plans_manager.plans))
-    (folder / "dataset.json").write_text(json.dumps(trainer.dataset_json))
-    return folder
-
-
 def without_classes(dataset: TinyDataset) -> TinyDataset:
     """The same, as a segmentation model may have been trained on it."""
     return replace(dataset, dataset_json={k: v for k, v in dataset.dataset_json.items() if k != "classification"})
-
-
-def write_images(folder: Path, shape: tuple[int, ...]) -> Path:
-    """Random images with a brighter corner, 1 mm apart."""
-    folder.mkdir()
-    for number in range(NUM_CASES):
-        array = np.random.default_rng(number).normal(100, 15, shape).astype(np.float32)
-        array[..., :9, : 5 + number] += 60
-        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(folder / f"case_{number}_0000.nii.gz"))
-    return folder
 
 
 def load(predictor_class: type, model: Path, folds: tuple[int, ...] | None, checkpoint: str) -> Any:

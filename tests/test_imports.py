@@ -135,7 +135,9 @@ def normalised(distribution: str) -> str:
 
 
 def declared_dependencies(setup_cfg: configparser.ConfigParser) -> set[str]:
+    """Of every installation, and of the extra for exported networks, which only functions import."""
     requirements = setup_cfg["options"]["install_requires"].split("\n")
+    requirements += setup_cfg["options.extras_require"]["onnx"].split("\n")
     return {normalised(re.split(r"[<>=!~; ]", line.strip(), maxsplit=1)[0]) for line in requirements if line.strip()}
 
 

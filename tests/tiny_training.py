@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK
 import torch
 from network_contract import REQUIRE_IMPORT, make_plan
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
@@ -147,3 +148,40 @@ def _plans(configuration: str) -> dict[str, Any]:
             }
         },
     }
+
+
+def save_model(dataset: TinyDataset, name: str, folds: tuple[int, ...], checkpoint: str, spacing: float = 1.0) -> Path:
+    """A model folder with untrained, but different, weights a fold.
+
+    Args:
+        dataset: that it would be trained on.
+        name: of the trainer.
+        folds: that are trained.
+        checkpoint: file name.
+        spacing: of the plans.
+    """
+    plans = json.loads(json.dumps(dataset.plans)) | {"plans_name": f"Tiny{spacing:g}Plans"}
+    plans["foreground_intensity_properties_per_channel"] = {"0": {}}  # a z-score asks for none
+    configuration = plans["configurations"][dataset.configuration]
+    configuration["spacing"] = [spacing] * len(configuration["spacing"])
+    for fold in folds:
+        torch.manual_seed(fold + len(name))
+        trainer = TinyDataset(plans, dataset.dataset_json, dataset.configuration).trainer(name, fold)
+        trainer.initialize()
+        for parameter in trainer.network.decoder.parameters():  # so that some foreground is predicted
+            torch.nn.init.normal_(parameter, std=0.5)
+        trainer.save_checkpoint(str(Path(trainer.output_folder) / checkpoint))
+    folder = Path(trainer.output_folder_base)
+    (folder / "plans.json").write_text(json.dumps(trainer.plans_manager.plans))
+    (folder / "dataset.json").write_text(json.dumps(trainer.dataset_json))
+    return folder
+
+
+def write_images(folder: Path, shape: tuple[int, ...], num_cases: int = 4) -> Path:
+    """Random images with a brighter corner, 1 mm apart."""
+    folder.mkdir()
+    for number in range(num_cases):
+        array = np.random.default_rng(number).normal(100, 15, shape).astype(np.float32)
+        array[..., :9, : 5 + number] += 60
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(folder / f"case_{number}_0000.nii.gz"))
+    return folder
