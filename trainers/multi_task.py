@@ -295,15 +295,14 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
 
     # ------------------------------------------------------------------ checkpoints
 
-    def complete_checkpoint(self, filename: str) -> None:
-        """Add the learned weights of the tasks, and which permutation of the labels was learned."""
+    def more_for_checkpoint(self) -> dict[str, Any]:
+        """The learned weights of the tasks, and which permutation of the labels was learned."""
         more: dict[str, Any] = {}
         if isinstance(self.balancing, UncertaintyWeighting):
             more[LOG_VARIANCES] = self.balancing.log_variances.detach().cpu()
         if self.settings.permuted_labels is not None:
             more[PERMUTATION_SEED] = self.settings.permuted_labels
-        if more:
-            torch.save(torch.load(filename, map_location="cpu", weights_only=True) | more, filename)
+        return more
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """As stock, with the learned weights of the tasks.
@@ -312,6 +311,7 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
             ValueError: the checkpoint is of a training with another ``braintum_task_balancing`` or
                 ``braintum_permuted_labels``.
         """
+        self.wait_for_checkpoints()
         checkpoint = load_checkpoint_safely(filename_or_checkpoint)
         if checkpoint.get(PERMUTATION_SEED) != self.settings.permuted_labels:
             raise ValueError(

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dataset_conversion.calibration import CALIBRATION_KEY, stored_calibration
 from evaluation.segmentation_metrics import metrics_on_folder
 from inference.checkpoints import to_builtin
+from trainers.checkpoint_writer import CheckpointWriter, checkpoint_of, write_checkpoint
 from trainers.debug_information import remove_machine
 from trainers.device_batches import AugmentedBatches, device_loader_class
 from trainers.losses import UpsamplingDeepSupervisionLoss
@@ -88,6 +89,7 @@ class SegmentationTrainer(nnUNetTrainer):
         self.initial_lr = self.recipe.body.lr
         self.weight_decay = self.recipe.body.weight_decay
         self.enable_deep_supervision = self.recipe.deep_supervision
+        self.checkpoint_writer: CheckpointWriter | None = None
         self.seed = self.settings.seed
         self.num_epochs = self.settings.num_epochs or self.recipe.num_epochs
         if self.settings.num_iterations_per_epoch is not None:
@@ -269,14 +271,22 @@ class SegmentationTrainer(nnUNetTrainer):
         super().on_train_start()
 
     def run_training(self) -> None:
-        """As stock; where the recipe's early stopping ends it, the final checkpoint is written as ever."""
-        try:
-            super().run_training()
-        except _StoppedEarly:
-            self.on_train_end()
+        """As stock, with checkpoints written in the background while it runs.
+
+        Where the recipe's early stopping ends it, the final checkpoint is written as ever.
+        """
+        with CheckpointWriter() as self.checkpoint_writer:
+            try:
+                super().run_training()
+            except _StoppedEarly:
+                self.on_train_end()
+            finally:
+                self.checkpoint_writer = None
 
     def on_train_end(self) -> None:
-        """As stock, which shuts down the workers of its own iterators only."""
+        """As stock, which shuts down the workers of its own iterators only; from now on checkpoints are waited for."""
+        self.wait_for_checkpoints()  # stock removes the latest, which must not appear afterwards
+        self.checkpoint_writer = None
         for name in ("dataloader_train", "dataloader_val"):
             if isinstance(loader := getattr(self, name), AugmentedBatches):
                 setattr(self, name, loader.batches)
@@ -288,7 +298,9 @@ class SegmentationTrainer(nnUNetTrainer):
         return patience is not None and epochs_without_improvement(self.val_losses()) >= patience
 
     def on_epoch_start(self) -> None:
-        """As stock, unless training has ended."""
+        """As stock, unless training has ended, or a checkpoint could not be written."""
+        if self.checkpoint_writer is not None:
+            self.checkpoint_writer.raise_errors()
         if self.should_stop():
             self.print_to_log_file(f"Stopped before epoch {self.current_epoch} of {self.num_epochs}")
             raise _StoppedEarly
@@ -318,20 +330,38 @@ class SegmentationTrainer(nnUNetTrainer):
             remove_machine(Path(self.output_folder) / "debug.json")
 
     def save_checkpoint(self, filename: str) -> None:
-        """Stock's checkpoint, complete or not there at all, readable with ``torch.load(weights_only=True)``."""
+        """Stock's checkpoint, complete or not there at all, readable with ``torch.load(weights_only=True)``.
+
+        Within :meth:`run_training` it is written in the background; else it is there when this returns.
+        """
         to_builtin(self.logger.local_logger.my_fantastic_logging)
         self._best_ema = to_builtin(self._best_ema)
-        temporary = f"{filename}.{os.getpid()}.partial"
-        try:
-            super().save_checkpoint(temporary)
-            if os.path.isfile(temporary):  # another rank, or checkpointing disabled: nothing was written
-                self.complete_checkpoint(temporary)
-                os.replace(temporary, filename)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        checkpoint = checkpoint_of(super().save_checkpoint)
+        if checkpoint is None:  # another rank, or checkpointing disabled
+            return
+        checkpoint.update(self.more_for_checkpoint())
+        if self.checkpoint_writer is None:
+            write_checkpoint(checkpoint, filename)
+        else:
+            self.checkpoint_writer.submit(checkpoint, filename)
 
-    def complete_checkpoint(self, filename: str) -> None:
-        """Add to a checkpoint what stock knows nothing of."""
+    def more_for_checkpoint(self) -> dict[str, Any]:
+        """What belongs into a checkpoint and stock knows nothing of."""
+        return {}
+
+    def wait_for_checkpoints(self) -> None:
+        """Wait until all checkpoints are written.
+
+        Raises:
+            OSError: one of them could not be.
+        """
+        if self.checkpoint_writer is not None:
+            self.checkpoint_writer.wait()
+
+    def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
+        """As stock, after all checkpoints are written."""
+        self.wait_for_checkpoints()
+        super().load_checkpoint(filename_or_checkpoint)
 
     def _save_checkpoint_of_past_epoch(self, name: str) -> None:
         self.current_epoch -= 1  # on_epoch_end has counted it up already, and saving does so again
