@@ -161,12 +161,13 @@ def test_training_writes_in_the_background(trainer: Any, monkeypatch: pytest.Mon
 
 
 def test_a_full_disk_ends_the_training(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate(monkeypatch, is_open=True)
+    gate = Gate(monkeypatch)
     gate.fails = True
     on_epoch_end = trainer.on_epoch_end
 
     def wait_for_the_failure() -> None:
         on_epoch_end()
+        gate.opened.set()
         for _, write in trainer.checkpoint_writer._writes:
             write.exception()
 
