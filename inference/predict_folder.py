@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import re
-import shutil
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +22,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from tqdm import tqdm
 
 from architectures.input_channels import num_network_channels
-from dataset_conversion.atomic import write_json_atomic
+from dataset_conversion.atomic import PARTIAL_PREFIX, remove_partial_files, sync_file, write_json_atomic
 from dataset_conversion.calibration import Calibration
 from dataset_conversion.cases import ClassSchema
+from dataset_conversion.disk import explain_unwritable, locked_folder
 from dataset_conversion.parallel import prepare_worker
 from inference.calibration import calibrated_result, is_calibrated_with
 from inference.case_streams import in_bulk, one_by_one
@@ -42,6 +42,7 @@ from inference.two_models import check_same_input, preprocessed_alike
 CLASSES_FOLDER = "classes"
 CLASSES_FILE = "classes.csv"
 _MOST_READERS = 8
+_ABANDONED_SECONDS = 3600  # a temporary file that is older belongs to no running process
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ def predict_folder(
     """Predict segmentation and class of every case in a folder.
 
     A case is complete when its ``classes/<case>.json`` is there: it is written last, and everything before it under a
-    temporary name. A case that cannot be predicted does not stop the others.
+    temporary name. A case that cannot be predicted does not stop the others. Several processes may predict into one
+    folder at the same time, other cases or the same ones.
 
     Args:
         predictor: initialised; predicts the masks.
@@ -194,7 +196,8 @@ def predict_folder(
         ValueError: input and output are one folder, the output holds results of a model with other classes, a model
             is the second stage of a cascade or predicts no classes, two models do not take the same images, or
             ``cases_file`` lacks a case: nothing is predicted then.
-        OSError: a worker process was killed.
+        UnwritableFolderError: the disk is full, or the output folder read-only.
+        OSError: a worker process was killed. The cases predicted so far are kept then, as after any other error.
     """
     source, target = Path(input_folder), Path(output_folder)
     if source.resolve() == target.resolve():
@@ -231,6 +234,8 @@ def predict_folder(
     failed = dict(list(failed.items())[part_id::num_parts])
 
     classes_folder.mkdir(parents=True, exist_ok=True)
+    for folder in (target, classes_folder):
+        remove_partial_files(folder, _ABANDONED_SECONDS)
     classification = class_predictor.dataset_json["classification"]  # whoever reads the results finds their classes
     write_json_atomic(target / "dataset.json", {**model.dataset_json, "classification": classification})
     write_json_atomic(target / "plans.json", model.plans_manager.plans)
@@ -268,16 +273,17 @@ def predict_folder(
                 bar.update()
         except BrokenProcessPool as error:
             raise OSError(
-                "a worker process was killed, most likely because the memory ran out; use fewer with -npp and "
-                "--continue_prediction"
+                "a worker process was killed, most likely because the memory ran out; the cases predicted so far are "
+                "kept, go on with fewer workers: -npp and --continue_prediction"
             ) from error
         finally:
             torch.set_num_threads(threads)
-    listed = merge_case_results(classes_folder, results, model.schema)
-    if patients is not None:
-        num_patients = merge_patients(classes_folder, target / PATIENTS_FILE, model.schema, patients)
-        return PredictedFolder(predicted, skipped, failed, listed, num_patients)
-    return PredictedFolder(predicted, skipped, failed, listed)
+    num_patients = None
+    with locked_folder(classes_folder):  # of several processes, the last one lists the cases of all
+        listed = merge_case_results(classes_folder, results, model.schema)
+        if patients is not None:
+            num_patients = merge_patients(classes_folder, target / PATIENTS_FILE, model.schema, patients)
+    return PredictedFolder(predicted, skipped, failed, listed, num_patients)
 
 
 def _predict_cases(
@@ -380,26 +386,46 @@ def _export(
     verdict: ClassVerdict,
     options: _Options,
 ) -> None:
-    """Write all files of a case; its JSON comes last and says that the case is complete."""
-    ending = model.dataset_json["file_ending"]
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target))
+    """Write all files of a case; its JSON comes last and says that the case is complete.
+
+    Raises:
+        UnwritableFolderError: the disk is full, or the folder read-only.
+    """
     try:
-        export_prediction_from_logits(
-            logits,
-            properties,
-            model.configuration_manager,
-            model.plans_manager,
-            model.dataset_json,
-            str(partial / case),
-            options.save_probabilities,
-            num_threads_torch=options.num_threads,
-        )
-        reader_writer = model.plans_manager.image_reader_writer_class()
-        result = case_result(case, verdict, model.schema, partial / f"{case}{ending}", reader_writer)
-        if options.calibration is not None:
-            result = calibrated_result(result, options.calibration)
-        for file in partial.iterdir():
-            os.replace(file, target / file.name)
-        write_json_atomic(target / CLASSES_FOLDER / f"{case}.json", result)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=target, ignore_cleanup_errors=True) as partial:
+            _export_through(Path(partial), logits, properties, model, target, case, verdict, options)
+    except Exception:
+        kept = "The cases predicted so far are kept: go on with --continue_prediction"
+        explain_unwritable(target, kept, logits[0].nbytes)
+        raise
+
+
+def _export_through(
+    partial: Path,
+    logits: np.ndarray,
+    properties: dict,
+    model: _Model,
+    target: Path,
+    case: str,
+    verdict: ClassVerdict,
+    options: _Options,
+) -> None:
+    ending = model.dataset_json["file_ending"]
+    export_prediction_from_logits(
+        logits,
+        properties,
+        model.configuration_manager,
+        model.plans_manager,
+        model.dataset_json,
+        str(partial / case),
+        options.save_probabilities,
+        num_threads_torch=options.num_threads,
+    )
+    reader_writer = model.plans_manager.image_reader_writer_class()
+    result = case_result(case, verdict, model.schema, partial / f"{case}{ending}", reader_writer)
+    if options.calibration is not None:
+        result = calibrated_result(result, options.calibration)
+    for file in partial.iterdir():
+        sync_file(file)
+        os.replace(file, target / file.name)
+    write_json_atomic(target / CLASSES_FOLDER / f"{case}.json", result)

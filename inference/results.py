@@ -171,6 +171,8 @@ def read_case_results(classes_folder: Path, schema: ClassSchema) -> list[dict[st
         try:
             result = json.loads(case_file.read_text(encoding="utf-8"))
             matches = set(result["probabilities"]) == set(schema.class_names)
+        except FileNotFoundError:  # another process predicts this case anew
+            continue
         except (json.JSONDecodeError, KeyError, TypeError):
             matches = False
         if not matches:

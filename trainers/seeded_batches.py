@@ -16,6 +16,18 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 
+TRAINING, VALIDATION, NETWORK = range(3)
+"""Streams of random numbers in a training."""
+
+
+def stream_of_rank(stream: int, rank: int) -> int:
+    """A stream for one process of a distributed training; rank 0 draws what a training in one process draws.
+
+    Ranks that share a stream would train on the same patches, or with the same dropout.
+    """
+    return stream + 3 * rank
+
+
 def seed_everything(*entropy: int) -> None:
     """Seed Python, numpy and torch from several integers at once."""
     python_seed, numpy_seed, torch_seed = np.random.SeedSequence(entropy).generate_state(3)
@@ -64,7 +76,7 @@ def seeded_batches(
     Args:
         loader: nnU-Net's ``nnUNetDataLoader``, with its transforms.
         seed: of the run.
-        stream: tells training from validation.
+        stream: tells training from validation, and one rank from another.
         first_epoch: where to begin.
         batches_per_epoch: batches that an epoch takes.
         num_processes: workers; 0 for none.
