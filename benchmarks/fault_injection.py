@@ -46,7 +46,7 @@ from inference import cli as prediction_cli
 from inference import predict_folder  # noqa: F401  imported before the forks
 from trainers import multi_task  # noqa: F401
 
-DATASET, PLANS, TRAINER, EPOCHS = "Dataset007_Figshare", "BrainTumLightPlans", "nnUNetTrainerMultiTask", 4
+DATASET, PLANS, TRAINER, EPOCHS = "Dataset007_Figshare", "BrainTumLightPlans", "nnUNetTrainerMultiTask", 3
 TIMES = {"epoch_start_timestamps", "epoch_end_timestamps"}
 SETTINGS = {
     "braintum_num_epochs": str(EPOCHS),
@@ -100,11 +100,13 @@ class Stage:
         name: of the stage.
         start: runs it; told its folder, and whether it is a restart.
         compare: what a folder holds against the folder of an uninterrupted run, and whether the run was completed.
+        repeats: whether a completed run may be started again; a conversion refuses to replace a data set.
     """
 
     name: str
     start: Callable[[Path, bool], None]
     compare: Callable[[Path, Path, bool], Faults]
+    repeats: bool = True
 
 
 def prepare(given: Path) -> None:
@@ -179,7 +181,10 @@ def conversion(args: argparse.Namespace) -> Stage:
     def start(folder: Path, restart: bool) -> None:
         convert(given, {"nnUNet_raw": folder}, restart, args.processes)
 
-    return Stage("conversion", start, lambda *these: differing_files(*these, allowed={"conversion_in_progress.json"}))
+    def compare(folder: Path, reference: Path, completed: bool) -> Faults:
+        return differing_files(folder, reference, completed, allowed={"conversion_in_progress.json"})
+
+    return Stage("conversion", start, compare, repeats=False)
 
 
 def preprocessing(args: argparse.Namespace) -> Stage:
@@ -420,7 +425,9 @@ class Campaign:
             faults += [
                 f"killed after {moment:.2f} s: {fault}" for fault in self.stage.compare(folder, reference, False)
             ]
-        code = finish(fork(lambda: self.stage.start(folder, True), log), 300)
+        code: int | None = 0
+        if self.stage.repeats or self.stage.compare(folder, reference, True):
+            code = finish(fork(lambda: self.stage.start(folder, True), log), 300)
         if code != 0:
             faults.append(f"the restart ended with {code}, see {log}")
         else:

@@ -1,11 +1,14 @@
 """Atomic writing: a file is there completely, or not at all."""
 
 import contextlib
+import errno
+import gzip
 import json
 import os
 import shutil
 import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,14 +35,20 @@ def atomic_path(target: str | os.PathLike[str], durable: bool = False) -> Iterat
 
     Raises:
         FileNotFoundError: the block ended without writing the file.
+        OSError: a compressed file was cut off.
     """
     target = Path(target)
     partial = partial_path(target)
     try:
         yield partial
+        check_compressed(partial)
         if durable:
             sync_file(partial)
         os.replace(partial, target)
+    except OSError as error:
+        if error.filename is None:  # where writing itself fails, the system names no file
+            error.filename = os.fspath(target)
+        raise
     finally:
         with contextlib.suppress(OSError):  # a folder that has become read-only: its own error says so
             partial.unlink(missing_ok=True)
@@ -64,6 +73,24 @@ def copy_atomic(source: str | os.PathLike[str], target: str | os.PathLike[str]) 
     """Copies a file with its permissions and times."""
     with atomic_path(target) as partial:
         shutil.copy2(source, partial)
+
+
+def check_compressed(file: str | os.PathLike[str]) -> None:
+    """Reads a gzip file to its end; does nothing for others.
+
+    ITK writes `.nii.gz` on a full disk, and reports no error.
+
+    Raises:
+        OSError: it is cut off, or damaged.
+    """
+    if not os.fspath(file).endswith(".gz"):
+        return
+    try:
+        with gzip.open(file) as stream:
+            while stream.read(2**20):
+                pass
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise OSError(errno.EIO, f"was written incompletely ({error})", os.fspath(file)) from error
 
 
 def sync_file(file: str | os.PathLike[str]) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from braintum_commands.provenance import PROVENANCE_FILE, command_line, versions
 from dataset_conversion.atomic import PARTIAL_PREFIX, remove_partial_files, sync_disks, write_json_atomic
 from dataset_conversion.cases import CASES_FILE, Case, write_cases
 from dataset_conversion.disk import explain_unwritable
@@ -294,6 +295,17 @@ class RawDataset:
         """Returns where the label map of a case is written: labelsTr, or labelsTs for the source's test part."""
         return self.build_folder / ("labels" + _FOLDER_ENDINGS[case.split]) / f"{self._name(case)}{self.file_ending}"
 
+    def _provenance(self) -> dict[str, Any]:
+        """What the data set depends on, and nothing else: the same source and options give the same bytes."""
+        source = () if self.pseudonyms is not None else (self._state["source"],)
+        return {
+            "command": command_line(["braintum_convert", self._state["kind"], *source]),
+            "versions": versions(),
+            "options": None if self.pseudonyms is not None else self._state["options"],
+            "selection": self._state.get("selection"),
+            "pseudonymised": self.pseudonyms is not None,
+        }
+
     def _name(self, case: Case) -> str:
         return case.case if self.pseudonyms is None else self.pseudonyms.name(case.case)
 
@@ -342,6 +354,7 @@ class RawDataset:
         content["file_ending"] = self.file_ending
         write_cases(self.build_folder / CASES_FILE, cases)
         write_json_atomic(self.build_folder / SPLITS_FILE, splits)
+        write_json_atomic(self.build_folder / PROVENANCE_FILE, self._provenance())
         sync_disks()  # dataset.json says that all is there: after a power failure, too
         write_json_atomic(self.build_folder / DATASET_FILE, content)
         replaced = self.folder.with_name(f".old_{self.folder.name}")

@@ -22,7 +22,14 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from tqdm import tqdm
 
 from architectures.input_channels import num_network_channels
-from dataset_conversion.atomic import PARTIAL_PREFIX, remove_partial_files, sync_file, write_json_atomic
+from braintum_commands.provenance import PROVENANCE_FILE, provenance
+from dataset_conversion.atomic import (
+    PARTIAL_PREFIX,
+    check_compressed,
+    remove_partial_files,
+    sync_file,
+    write_json_atomic,
+)
 from dataset_conversion.calibration import Calibration
 from dataset_conversion.cases import ClassSchema
 from dataset_conversion.disk import explain_unwritable, locked_folder
@@ -32,6 +39,7 @@ from inference.case_streams import in_bulk, one_by_one
 from inference.class_evidence import AggregationMode, ClassVerdict, aggregate
 from inference.joint_predictor import JointPredictor
 from inference.memory_budget import available_cores
+from inference.model_identity import model_identity
 from inference.patients import PATIENTS_FILE, merge_patients, read_patients
 from inference.precision import Precision
 from inference.read_ahead import ReadAhead, fault_of
@@ -174,7 +182,8 @@ def predict_folder(
     Args:
         predictor: initialised; predicts the masks.
         input_folder: see :func:`find_cases`.
-        output_folder: made if need be; gets ``<case><ending>``, ``classes/<case>.json`` and ``classes.csv``.
+        output_folder: made if need be; gets ``<case><ending>``, ``classes/<case>.json``, ``classes.csv`` and
+            ``provenance.json``.
         save_probabilities: also write ``<case>.npz`` and ``.pkl``, as nnU-Net does.
         continue_prediction: leave complete cases alone.
         num_parts: how many runs share the folder.
@@ -240,6 +249,9 @@ def predict_folder(
     write_json_atomic(target / "dataset.json", {**model.dataset_json, "classification": classification})
     write_json_atomic(target / "plans.json", model.plans_manager.plans)
     write_json_atomic(target / "predict_from_raw_data_args.json", arguments or {})
+    models = {"model": predictor, **({} if class_predictor is predictor else {"class_model": class_predictor})}
+    identities = {name: model_identity(used) for name, used in models.items()}
+    write_json_atomic(target / PROVENANCE_FILE, provenance(**identities))
     wanted_endings = [ending, ".npz"] if save_probabilities else [ending]
 
     def is_complete(case: str) -> bool:
@@ -426,6 +438,7 @@ def _export_through(
     if options.calibration is not None:
         result = calibrated_result(result, options.calibration)
     for file in partial.iterdir():
+        check_compressed(file)
         sync_file(file)
         os.replace(file, target / file.name)
     write_json_atomic(target / CLASSES_FOLDER / f"{case}.json", result)

@@ -19,6 +19,8 @@ class SegmentationPredictor(nnUNetPredictor):
 
     Attributes:
         model_folder: where the model was loaded from; None for a network that is still in memory.
+        folds: that were loaded from there.
+        checkpoint_name: of them.
     """
 
     network: Any  # set by nnU-Net's untyped base
@@ -26,6 +28,8 @@ class SegmentationPredictor(nnUNetPredictor):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_folder: Path | None = None
+        self.folds: list[int | str] = []
+        self.checkpoint_name: str | None = None
 
     def initialize_from_trained_model_folder(
         self,
@@ -49,7 +53,7 @@ class SegmentationPredictor(nnUNetPredictor):
         folder = Path(model_training_output_dir)
         dataset_json = read_dataset_json(folder / "dataset.json")
         plans_manager = read_plans(folder / "plans.json")
-        folds = available_folds(folder, checkpoint_name) if use_folds is None else list(use_folds)
+        folds: list[int | str] = [*(available_folds(folder, checkpoint_name) if use_folds is None else use_folds)]
         checkpoints = [
             load_checkpoint_safely(folder / f"fold_{fold}" / checkpoint_name, trust_checkpoint) for fold in folds
         ]
@@ -89,7 +93,7 @@ class SegmentationPredictor(nnUNetPredictor):
             trainer_name,
             checkpoints[0].get("inference_allowed_mirroring_axes"),
         )
-        self.model_folder = folder
+        self.model_folder, self.folds, self.checkpoint_name = folder, folds, checkpoint_name
 
 
 def available_folds(model_folder: str | Path, checkpoint_name: str) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 
-from dataset_conversion.atomic import PARTIAL_PREFIX, remove_partial_files, sync_file
+from dataset_conversion.atomic import PARTIAL_PREFIX, check_compressed, remove_partial_files, sync_file
 from dataset_conversion.disk import explain_unwritable
 
 _PARTIAL_ENDING = ".partial"
@@ -79,6 +79,7 @@ def export_completely(
                 save_probabilities,
             )
             for file in Path(partial).iterdir():
+                check_compressed(file)
                 os.replace(file, target.parent / file.name)
     except Exception:
         explain_unwritable(target.parent, "The training is kept: repeat the validation with --val")

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
@@ -19,7 +19,9 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from dataset_conversion.atomic import atomic_writes_of
+from architectures.weights_fingerprint import weights_fingerprint
+from braintum_commands.provenance import PROVENANCE_FILE, content_hash, provenance
+from dataset_conversion.atomic import atomic_writes_of, write_json_atomic
 from dataset_conversion.calibration import CALIBRATION_KEY, stored_calibration
 from evaluation.segmentation_metrics import metrics_on_folder
 from inference.checkpoints import to_builtin
@@ -29,7 +31,15 @@ from trainers.device_batches import AugmentedBatches, device_loader_class
 from trainers.losses import UpsamplingDeepSupervisionLoss
 from trainers.recipes import ParameterGroup, Recipe
 from trainers.schedule import PerGroupLR, epochs_without_improvement
-from trainers.seeded_batches import NETWORK, TRAINING, VALIDATION, seed_everything, seeded_batches, stream_of_rank
+from trainers.seeded_batches import (
+    NETWORK,
+    TRAINING,
+    VALIDATION,
+    compute_deterministically,
+    seed_everything,
+    seeded_batches,
+    stream_of_rank,
+)
 from trainers.settings import TrainingSettings
 from trainers.slice_sampling import SliceSampling, data_loader_class
 
@@ -268,6 +278,8 @@ class SegmentationTrainer(nnUNetTrainer):
             self.dataset_json = {**self.dataset_json, CALIBRATION_KEY: kept}
         if self.local_rank == 0:
             remove_partial_checkpoints(self.output_folder)
+        if self.settings.deterministic:
+            compute_deterministically()
         with atomic_writes_of(stock_module):  # trainings of other folds read and write the same files
             super().on_train_start()
         if self.current_epoch > 0:
@@ -356,3 +368,20 @@ class SegmentationTrainer(nnUNetTrainer):
             patch.object(stock_module, "export_prediction_from_logits", export_completely),
         ):
             super().perform_actual_validation(save_probabilities)
+        if self.local_rank == 0:
+            write_json_atomic(Path(self.output_folder) / "validation" / PROVENANCE_FILE, provenance(**self.identity()))
+
+    def identity(self) -> dict[str, Any]:
+        """What was trained, and how, ready for JSON."""
+        plans = self.plans_manager.plans
+        return {
+            "model": {
+                "trainer": type(self).__name__,
+                "plans": plans["plans_name"],
+                "plans_hash": content_hash({k: v for k, v in plans.items() if k != "continue_training"}),
+                "weights": {str(self.fold): weights_fingerprint(self.bare_network.state_dict())},
+            },
+            "configuration": self.configuration_name,
+            "num_epochs": self.num_epochs,
+            "settings": {name: value for name, value in asdict(self.settings).items() if value is not None},
+        }
