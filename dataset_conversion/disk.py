@@ -77,4 +77,6 @@ def locked_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        with contextlib.suppress(OSError):  # by name: a process forked meanwhile holds the lock too
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)

@@ -4,7 +4,9 @@ benchmarks/fault_injection.py kills whole process groups at random moments; here
 just before a file takes its name.
 """
 
+import contextlib
 import errno
+import io
 import json
 import os
 import resource
@@ -108,13 +110,14 @@ def test_conversion_beyond_the_limit_of_file_sizes(tmp_path: Path, monkeypatch: 
     run, message = conversion(tmp_path, monkeypatch, "raw"), tmp_path / "message"
 
     def limited() -> None:
-        with open(message, "w") as stream:
-            os.dup2(stream.fileno(), 2)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
-        os._exit(run())
+        with contextlib.redirect_stderr(io.StringIO()) as printed:
+            code = run()
+        message.write_text(printed.getvalue().splitlines()[-1])
+        os._exit(code)
 
     assert wait(start(limited)) == 1
-    last = message.read_text().splitlines()[-1]
+    last = message.read_text()
     assert last.startswith("error: ") and "ulimit -f" in last and "repeat the command to go on" in last
     assert run() == 0
 
