@@ -11,6 +11,7 @@ import json
 import os
 import resource
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from dataset_conversion.phantoms import write_figshare_phantoms
 from dataset_conversion.raw_dataset import ConversionRequest, RawDataset
 from inference import predict_folder as predict_folder_module
 from inference.joint_predictor import JointPredictor
-from inference.predict_folder import predict_folder
+from inference.predict_folder import PredictedFolder, predict_folder
 from trainers.crash_safety import complete_or_absent
 
 NUMBERS = ("train_losses", "val_losses", "class_macro_f1", "ema_joint_score", "mean_fg_dice", "ema_fg_dice")
@@ -229,7 +230,9 @@ def test_checkpoint_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def prediction(nnunet_folders: Any) -> Callable[..., Any]:
     """Predicts four images, nnU-Net's way, into a folder."""
     raw = write_dataset(nnunet_folders.raw, 7, num_cases=4)
-    trainer = write_preprocessed(nnunet_folders.preprocessed, "2d").trainer("nnUNetTrainerMultiTask")
+    dataset = write_preprocessed(nnunet_folders.preprocessed, "2d")
+    plans = {**dataset.plans, "foreground_intensity_properties_per_channel": {"0": {}}}
+    trainer = replace(dataset, plans=plans).trainer("nnUNetTrainerMultiTask")
     torch.manual_seed(0)
     trainer.initialize()
     for parameter in trainer.network.decoder.parameters():  # so that some foreground is predicted
@@ -245,7 +248,13 @@ def prediction(nnunet_folders: Any) -> Callable[..., Any]:
         "nnUNetTrainerMultiTask",
         (0, 1),
     )
-    return lambda folder, **options: predict_folder(predictor, raw / "imagesTr", folder, show_progress=False, **options)
+
+    def predict(folder: Path, **options: Any) -> PredictedFolder:
+        outcome = predict_folder(predictor, raw / "imagesTr", folder, show_progress=False, **options)
+        assert not outcome.failed
+        return outcome
+
+    return predict
 
 
 @pytest.mark.parametrize(("name", "number"), [("case_01.nii.gz", 1), ("case_02.json", 1), ("classes.csv", 1)])
