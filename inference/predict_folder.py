@@ -43,7 +43,7 @@ from inference.model_identity import model_identity
 from inference.patients import PATIENTS_FILE, merge_patients, read_patients
 from inference.precision import Precision
 from inference.read_ahead import ReadAhead, fault_of
-from inference.results import case_result, merge_case_results
+from inference.results import CASE_FILES, case_result, merge_case_results
 from inference.segmentation_predictor import SegmentationPredictor
 from inference.two_models import check_same_input, preprocessed_alike
 
@@ -129,7 +129,7 @@ def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[dict[
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"the input folder {folder} does not exist")
-    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(file_ending))
+    names = sorted(entry.name for entry in folder.glob(f"[!.]*{file_ending}"))
     if not names:
         raise FileNotFoundError(
             f"{folder} holds no file *{file_ending}; the model was trained on files named CASE_0000{file_ending}"
@@ -238,7 +238,7 @@ def predict_folder(
     classes_folder = target / CLASSES_FOLDER
     patients = None
     if cases_file is not None:
-        patients = read_patients(cases_file, {*cases, *(file.stem for file in classes_folder.glob("*.json"))})
+        patients = read_patients(cases_file, {*cases, *(file.stem for file in classes_folder.glob(CASE_FILES))})
     cases = dict(list(cases.items())[part_id::num_parts])
     failed = dict(list(failed.items())[part_id::num_parts])
 
