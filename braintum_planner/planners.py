@@ -9,16 +9,12 @@ in the plans with its reason (``braintum_decisions``).
 """
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
-    ResEncUNetPlanner,
-)
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.normalization import default_normalization_schemes
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
@@ -28,6 +24,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from architectures.input_channels import NEIGHBOURING_SLICES
 from braintum_commands import __version__
 from braintum_planner import normalization
+from braintum_planner.atomic_planner import AtomicResEncUNetPlanner
 from braintum_planner.decisions import DECISIONS_ENTRY, batch_size, describe_patch, describe_topology, times
 from braintum_planner.fingerprint_extractors import FINGERPRINT_ENTRY
 from braintum_planner.memory import planned_network
@@ -44,6 +41,7 @@ from braintum_planner.presets import (
     PlannerPreset,
 )
 from braintum_planner.unchanged_splits import check_splits_unchanged
+from dataset_conversion.atomic import copy_atomic
 from dataset_conversion.cases import CASES_FILE, ClassSchema, classification_entry, read_cases
 
 __all__ = [
@@ -60,7 +58,7 @@ NNUNET_SMALLEST_EDGE = 4  # nnU-Net halves feature maps down to it
 _UNCAPPED = 1e9  # "share of the data set" that switches nnU-Net's own cap off; infinity cannot be rounded
 
 
-class BrainTumPlanner(ResEncUNetPlanner):
+class BrainTumPlanner(AtomicResEncUNetPlanner):
     """Plans ``BrainTumPlans``: nnU-Net's ResEnc M network with a batch that trains a classifier.
 
     Works with nnU-Net's fingerprint too; the one of ``BrainTumFingerprintExtractor`` also decides the normalisation.
@@ -388,7 +386,7 @@ class BrainTumPlanner(ResEncUNetPlanner):
             raw_cases = Path(self.raw_dataset_folder) / CASES_FILE
             read_cases(raw_cases, self.class_schema.class_names)
             plans["classification"] = classification_entry(self.dataset_json)
-            shutil.copyfile(raw_cases, self.preprocessed_dataset_folder / CASES_FILE)
+            copy_atomic(raw_cases, self.preprocessed_dataset_folder / CASES_FILE)
         super().save_plans(plans)
 
     def _refuse_foreign_plans(self) -> None:

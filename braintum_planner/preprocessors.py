@@ -7,11 +7,13 @@ import numpy as np
 from nnunetv2.preprocessing.cropping import cropping
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from scipy.ndimage import binary_fill_holes
 
 from architectures.input_channels import neighbouring_slices
 from braintum_planner.neighbouring_slices import stack_neighbouring_slices
+from braintum_planner.preprocessing_run import preprocess_dataset
 
 __all__ = ["BrainTumPreprocessor"]
 
@@ -26,6 +28,8 @@ class BrainTumPreprocessor(DefaultPreprocessor):
     configurations Zstandard at its fastest level replaces LZ4HC: a quarter of the time and smaller files, while reading
     a slice of 512 × 512 takes half a millisecond more. Volumes keep LZ4HC, which is the faster one to read. Nor is the
     non-zero region of slices searched for holes: to nnU-Net's search, which is three-dimensional, it has none.
+
+    A killed run leaves nothing that looks complete, and the same command goes on where it was.
 
     In 2-D configurations with ``neighbouring_slices`` each slice gets its neighbours as channels, in training and in
     prediction (see :func:`braintum_planner.neighbouring_slices.stack_neighbouring_slices`).
@@ -56,6 +60,16 @@ class BrainTumPreprocessor(DefaultPreprocessor):
         if count:
             data = stack_neighbouring_slices(data, count)
         return data, seg, properties
+
+    def run(
+        self, dataset_name_or_id: int | str, configuration_name: str, plans_identifier: str, num_processes: int
+    ) -> None:
+        """Preprocess a data set as nnU-Net's method of this name does, but never leave half of it in its place.
+
+        See :func:`braintum_planner.preprocessing_run.preprocess_dataset`.
+        """
+        dataset_name = maybe_convert_to_dataset_name(dataset_name_or_id)
+        preprocess_dataset(self, dataset_name, configuration_name, plans_identifier, num_processes)
 
     def run_case_save(
         self,

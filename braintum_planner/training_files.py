@@ -31,7 +31,7 @@ def training_files(raw_folder: Path, dataset_json: dict[str, Any]) -> dict[str, 
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist; put the training images there, named CASE_0000{ending}, …")
     images = defaultdict(list)
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.glob("[!.]*")):
         case, separator, channel = path.name.removesuffix(ending).rpartition("_")
         if path.name.endswith(ending) and separator and len(channel) == _CHANNEL_DIGITS and channel.isdecimal():
             images[case].append(str(path))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from braintum_commands.provenance import provenance
 from dataset_conversion.audit_input import AuditImage, AuditInput, Split
 from dataset_conversion.duplicates import DuplicatePair, group_pairs, match_fingerprints
 from dataset_conversion.fingerprints import Fingerprint, fingerprint
@@ -93,6 +94,7 @@ class Audit:
         return {
             "format": FORMAT,
             "version": VERSION,
+            "provenance": provenance(),
             "title": self.source.title,
             "images": len(names),
             "leaks": self.leaks,

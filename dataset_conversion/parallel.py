@@ -25,7 +25,11 @@ def default_processes() -> int:
 
 
 def run_cases(
-    function: Callable[[Item], Result], items: Sequence[Item], n_processes: int, description: str
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    n_processes: int,
+    description: str,
+    show_progress: bool = True,
 ) -> list[Result]:
     """Applies `function` to every item, with a progress bar.
 
@@ -34,6 +38,7 @@ def run_cases(
         items: what to apply it to.
         n_processes: 1 stays in this process.
         description: the text of the progress bar.
+        show_progress: whether there is a bar.
 
     Returns:
         The results, in the order of the items.
@@ -48,7 +53,7 @@ def run_cases(
         raise ValueError(f"the number of processes has to be at least 1, not {n_processes}")
     # a worker takes about a second to start: not worth it for a handful of cases
     n_processes = min(n_processes, (len(items) + 3) // 4)
-    with tqdm(total=len(items), desc=description, unit="case") as progress:
+    with tqdm(total=len(items), desc=description, unit="case", disable=not show_progress) as progress:
         if n_processes > 1:
             return _run_in_pool(function, items, n_processes, progress)
         results = []
@@ -81,8 +86,8 @@ def _run_in_pool(
             if interrupted.is_set():
                 raise KeyboardInterrupt from error
             raise OSError(
-                "a worker process was killed, most likely because the memory ran out; repeat with fewer processes "
-                "(-np 1)"
+                "a worker process was killed, most likely because the memory ran out; what is done is kept, repeat the "
+                "command with fewer processes (-np 1)"
             ) from error
         finally:
             executor.shutdown(wait=True, cancel_futures=True)

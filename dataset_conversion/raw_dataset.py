@@ -21,8 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dataset_conversion.atomic import remove_partial_files, write_json_atomic
+from braintum_commands.provenance import PROVENANCE_FILE, command_line, versions
+from dataset_conversion.atomic import PARTIAL_PREFIX, remove_partial_files, sync_disks, write_json_atomic
 from dataset_conversion.cases import CASES_FILE, Case, write_cases
+from dataset_conversion.disk import explain_unwritable
 from dataset_conversion.parallel import default_processes, run_cases
 from dataset_conversion.pseudonyms import Pseudonyms
 from dataset_conversion.splits import SPLITS_FILE, Splits
@@ -236,7 +238,10 @@ class RawDataset:
             state["pseudonyms"] = request.pseudonyms.fingerprint
         names = request.pseudonyms
         folder = request.raw_folder / request.dataset_name
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        replacement = folder.with_name(f".new_{folder.name}")
+        if not folder.exists() and _read_state(replacement) == state:  # killed while it took the place of the old one
+            return cls(folder, replacement, state, file_ending, resumes=True, pseudonyms=names)
+        if not folder.exists() or _is_empty(folder):
             return cls(folder, folder, state, file_ending, resumes=False, pseudonyms=names)
         if folder.is_dir() and _read_state(folder) == state:
             return cls(folder, folder, state, file_ending, resumes=True, pseudonyms=names)
@@ -249,9 +254,7 @@ class RawDataset:
                 f"{folder}: holds an unfinished conversion of another source or with other options "
                 f"({STATE_FILE} says which); finish that one, or replace it with --overwrite, or choose another -d"
             )
-        build_folder = folder.with_name(f".new_{folder.name}")
-        resumes = _read_state(build_folder) == state
-        return cls(folder, build_folder, state, file_ending, resumes, names)
+        return cls(folder, replacement, state, file_ending, _read_state(replacement) == state, names)
 
     def begin(self, cases: Sequence[Case]) -> None:
         """Makes the folders, or clears up an interrupted conversion: half-written files and vanished cases.
@@ -292,6 +295,17 @@ class RawDataset:
         """Returns where the label map of a case is written: labelsTr, or labelsTs for the source's test part."""
         return self.build_folder / ("labels" + _FOLDER_ENDINGS[case.split]) / f"{self._name(case)}{self.file_ending}"
 
+    def _provenance(self) -> dict[str, Any]:
+        """What the data set depends on, and nothing else: the same source and options give the same bytes."""
+        source = () if self.pseudonyms is not None else (self._state["source"],)
+        return {
+            "command": command_line(["braintum_convert", self._state["kind"], *source]),
+            "versions": versions(),
+            "options": None if self.pseudonyms is not None else self._state["options"],
+            "selection": self._state.get("selection"),
+            "pseudonymised": self.pseudonyms is not None,
+        }
+
     def _name(self, case: Case) -> str:
         return case.case if self.pseudonyms is None else self.pseudonyms.name(case.case)
 
@@ -309,9 +323,17 @@ class RawDataset:
             write: module-level function that writes image and label map of one case, each atomically.
             items: what it is called with: the cases that are not done.
             n_processes: number of worker processes.
+
+        Raises:
+            UnwritableFolderError: the disk is full, or the folder read-only.
+            OSError: a worker process was killed.
         """
         try:
             run_cases(write, items, n_processes, "converting")
+        except Exception:
+            explain_unwritable(self.build_folder, "The cases written so far are kept: repeat the command to go on")
+            logger.warning("%s is not complete; the same command continues the conversion", self.build_folder)
+            raise
         except BaseException:
             logger.warning("%s is not complete; the same command continues the conversion", self.build_folder)
             raise
@@ -332,17 +354,23 @@ class RawDataset:
         content["file_ending"] = self.file_ending
         write_cases(self.build_folder / CASES_FILE, cases)
         write_json_atomic(self.build_folder / SPLITS_FILE, splits)
+        write_json_atomic(self.build_folder / PROVENANCE_FILE, self._provenance())
+        sync_disks()  # dataset.json says that all is there: after a power failure, too
         write_json_atomic(self.build_folder / DATASET_FILE, content)
-        if self.build_folder == self.folder:
-            (self.folder / STATE_FILE).unlink()
-            return
         replaced = self.folder.with_name(f".old_{self.folder.name}")
+        if self.build_folder != self.folder:
+            if self.folder.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+                self.folder.rename(replaced)
+            self.build_folder.rename(self.folder)
+        (self.folder / STATE_FILE).unlink()
         if replaced.exists():
             shutil.rmtree(replaced)
-        self.folder.rename(replaced)
-        self.build_folder.rename(self.folder)
-        (self.folder / STATE_FILE).unlink()
-        shutil.rmtree(replaced)
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether nothing is in a folder but what a process left that was killed at once."""
+    return folder.is_dir() and all(path.name.startswith(PARTIAL_PREFIX) for path in folder.iterdir())
 
 
 def _read_state(folder: Path) -> Any:

@@ -1,11 +1,11 @@
 """What ``braintum_calibrate`` writes for people and reports: JSON, CSV and a figure."""
 
 import csv
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from braintum_commands.provenance import provenance
 from dataset_conversion.atomic import atomic_path, write_json_atomic
 
 CALIBRATION_FILE, CURVE_FILE, FIGURE_FILE = "calibration.json", "risk_coverage.csv", "calibration.png"
@@ -28,7 +28,7 @@ def write_calibration(figures: Mapping[str, Any], folder: Path) -> None:
         writer.writerows(figures["risk_coverage"])
     with atomic_path(folder / FIGURE_FILE) as temporary:
         _draw(figures, temporary)
-    write_json_atomic(folder / CALIBRATION_FILE, {**figures, "command": " ".join(sys.argv)})
+    write_json_atomic(folder / CALIBRATION_FILE, {**figures, "provenance": provenance()})
 
 
 def _draw(figures: Mapping[str, Any], file: Path) -> None:

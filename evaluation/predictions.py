@@ -183,7 +183,7 @@ def read_class_results(folder: Path, schema: ClassSchema) -> dict[str, dict[str,
     if (folder / VALIDATION_CLASSES_FILE).is_file():
         found = {folder / VALIDATION_CLASSES_FILE: read_json(folder / VALIDATION_CLASSES_FILE).get("cases", {})}
     elif (folder / CLASSES_FOLDER).is_dir():
-        found = {file: {file.stem: read_json(file)} for file in sorted((folder / CLASSES_FOLDER).glob("*.json"))}
+        found = {file: {file.stem: read_json(file)} for file in sorted((folder / CLASSES_FOLDER).glob("[!.]*.json"))}
     elif (folder / CLASSES_FILE).is_file():
         found = {folder / CLASSES_FILE: _read_classes_csv(folder / CLASSES_FILE)}
     else:
@@ -237,7 +237,7 @@ def _rows(file: Path, schema: ClassSchema | None, masks: Mapping[str, Path]) -> 
 
 def files_by_case(folder: Path, ending: str) -> dict[str, Path]:
     """Segmentation files that nnU-Net would list."""
-    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(ending))
+    names = sorted(entry.name for entry in folder.glob(f"[!.]*{ending}"))
     return {name.removesuffix(ending): folder / name for name in names if not name.startswith(".")}
 
 

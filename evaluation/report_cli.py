@@ -1,11 +1,11 @@
 """``braintum_report``: one self-contained HTML page about a trained model."""
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
 from braintum_commands.command import run_command
+from braintum_commands.provenance import command_line
 from dataset_conversion.parallel import default_processes
 
 
@@ -95,7 +95,7 @@ def report(argv: list[str] | None = None) -> int:
     )
     output = args.o or gathered.evaluation_folder / "report.html"
     output.parent.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["braintum_report", *(sys.argv[1:] if argv is None else argv)])
+    command = command_line(["braintum_report", *(sys.argv[1:] if argv is None else argv)])
     page = render_report(gathered, output, args.cases, command)
     with atomic_path(output) as partial:
         partial.write_text(page, encoding="utf-8", newline="\n")

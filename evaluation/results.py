@@ -1,14 +1,15 @@
 """What an evaluation writes: figures for programs, cases for spreadsheets, tables for people and papers."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from braintum_commands.provenance import provenance, read_provenance
 from dataset_conversion.atomic import atomic_path, write_json_atomic
 from evaluation.case_table import CaseTable
+from evaluation.predictions import Predictions
 from evaluation.segmentation_metrics import save_summary, summarise
 from evaluation.tables import Table, latex_macros, tables_of
 
@@ -33,16 +34,28 @@ def write_evaluation(table: CaseTable, summary: Mapping[str, Any], folder: Path)
     write_tables(tables_of(summary), folder, "tables")
     _write(folder / "macros.tex", latex_macros(summary))
     save_summary(
-        {**summarise(table.per_case, declared), "braintum": {**summary, "command": " ".join(sys.argv)}},
+        {
+            **summarise(table.per_case, declared),
+            "braintum": {**summary, "provenance": provenance(predicted_by=predicted_by(table.predictions))},
+        },
         folder / SUMMARY_FILE,
     )
+
+
+def predicted_by(predictions: Predictions) -> dict[str, Any]:
+    """What made the predictions: last part of a folder (of a fold, ``fold_X``) -> its ``provenance.json`` or None."""
+    folders = sorted({mask.parent for mask in predictions.masks.values()})
+    return {
+        folder.parent.name if folder.name == "validation" else folder.name: read_provenance(folder)
+        for folder in folders
+    }
 
 
 def write_comparison(comparison: Mapping[str, Any], tables: Sequence[Table], folder: Path) -> None:
     """Write ``comparison.json``, ``comparison.md`` and ``comparison.tex``."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tables(tables, folder, "comparison")
-    write_json_atomic(folder / "comparison.json", {**comparison, "command": " ".join(sys.argv)})
+    write_json_atomic(folder / "comparison.json", {**comparison, "provenance": provenance()})
 
 
 def write_tables(tables: Sequence[Table], folder: Path, name: str) -> None:

@@ -362,7 +362,7 @@ def _labels(labels_or_regions: Iterable[LabelOrRegion]) -> set[int]:
 
 
 def _files(folder: str, file_ending: str) -> list[str]:
-    return sorted(path.name for path in Path(folder).iterdir() if path.name.endswith(file_ending))
+    return sorted(path.name for path in Path(folder).glob(f"[!.]*{file_ending}"))
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -1,11 +1,11 @@
 """What a stress test writes: ``stress.json``, ``stress.csv``, ``stress.md``, ``stress_cases.csv`` and the curves."""
 
 import csv
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from braintum_commands.provenance import provenance
 from dataset_conversion.atomic import atomic_path, write_json_atomic
 from evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from evaluation.statistics import CONFIDENCE, Estimate
@@ -60,7 +60,7 @@ def to_json(result: StressResult) -> dict[str, Any]:
         "num_cases": len(result.table.cases) // len(test.conditions),
         "num_patients": len(set(result.table.patients)) if result.table.knows_patients else None,
         "confidence": CONFIDENCE,
-        "command": " ".join(sys.argv),
+        "provenance": provenance(),
         "metrics": list(METRICS),
         "clean": {
             **{metric: values["value"] for metric, values in clean.items()},

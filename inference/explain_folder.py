@@ -11,12 +11,14 @@ import torch
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from tqdm import tqdm
 
+from braintum_commands.provenance import provenance
 from dataset_conversion.atomic import atomic_path, write_json_atomic
 from inference.attribution import METHODS, Attribute
 from inference.class_evidence import aggregate
 from inference.explanation import explain_preprocessed, mask_figures, similarity, to_image_grid
 from inference.explanation_files import map_file_ending, write_map, write_overlay
 from inference.joint_predictor import JointPredictor
+from inference.model_identity import model_identity
 from inference.predict_folder import _Model, _preprocess, find_cases
 
 TABLE_FILE = "explanations.csv"
@@ -234,7 +236,8 @@ def _write_tables(folder: Path, explainer: Explainer, rows: Sequence[Mapping[str
                 for name in COLUMNS
             )
     content = {
-        "model": str(explainer.predictor.model_folder),
+        "provenance": provenance(model=model_identity(explainer.predictor)),
+        "model": explainer.predictor.model_folder.name if explainer.predictor.model_folder else "",
         "trainer": explainer.predictor.trainer_name,
         "folds": len(explainer.predictor.list_of_parameters),
         "method": explainer.method,

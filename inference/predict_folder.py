@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import re
-import shutil
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,25 +22,35 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from tqdm import tqdm
 
 from architectures.input_channels import num_network_channels
-from dataset_conversion.atomic import write_json_atomic
+from braintum_commands.provenance import PROVENANCE_FILE, provenance
+from dataset_conversion.atomic import (
+    PARTIAL_PREFIX,
+    check_compressed,
+    remove_partial_files,
+    sync_file,
+    write_json_atomic,
+)
 from dataset_conversion.calibration import Calibration
 from dataset_conversion.cases import ClassSchema
+from dataset_conversion.disk import explain_unwritable, locked_folder
 from dataset_conversion.parallel import prepare_worker
 from inference.calibration import calibrated_result, is_calibrated_with
 from inference.case_streams import in_bulk, one_by_one
 from inference.class_evidence import AggregationMode, ClassVerdict, aggregate
 from inference.joint_predictor import JointPredictor
 from inference.memory_budget import available_cores
+from inference.model_identity import model_identity
 from inference.patients import PATIENTS_FILE, merge_patients, read_patients
 from inference.precision import Precision
 from inference.read_ahead import ReadAhead, fault_of
-from inference.results import case_result, merge_case_results
+from inference.results import CASE_FILES, case_result, merge_case_results
 from inference.segmentation_predictor import SegmentationPredictor
 from inference.two_models import check_same_input, preprocessed_alike
 
 CLASSES_FOLDER = "classes"
 CLASSES_FILE = "classes.csv"
 _MOST_READERS = 8
+_ABANDONED_SECONDS = 3600  # a temporary file that is older belongs to no running process
 
 
 @dataclass(frozen=True)
@@ -120,7 +129,7 @@ def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[dict[
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"the input folder {folder} does not exist")
-    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(file_ending))
+    names = sorted(entry.name for entry in folder.glob(f"[!.]*{file_ending}"))
     if not names:
         raise FileNotFoundError(
             f"{folder} holds no file *{file_ending}; the model was trained on files named CASE_0000{file_ending}"
@@ -167,12 +176,14 @@ def predict_folder(
     """Predict segmentation and class of every case in a folder.
 
     A case is complete when its ``classes/<case>.json`` is there: it is written last, and everything before it under a
-    temporary name. A case that cannot be predicted does not stop the others.
+    temporary name. A case that cannot be predicted does not stop the others. Several processes may predict into one
+    folder at the same time, other cases or the same ones.
 
     Args:
         predictor: initialised; predicts the masks.
         input_folder: see :func:`find_cases`.
-        output_folder: made if need be; gets ``<case><ending>``, ``classes/<case>.json`` and ``classes.csv``.
+        output_folder: made if need be; gets ``<case><ending>``, ``classes/<case>.json``, ``classes.csv`` and
+            ``provenance.json``.
         save_probabilities: also write ``<case>.npz`` and ``.pkl``, as nnU-Net does.
         continue_prediction: leave complete cases alone.
         num_parts: how many runs share the folder.
@@ -194,7 +205,8 @@ def predict_folder(
         ValueError: input and output are one folder, the output holds results of a model with other classes, a model
             is the second stage of a cascade or predicts no classes, two models do not take the same images, or
             ``cases_file`` lacks a case: nothing is predicted then.
-        OSError: a worker process was killed.
+        UnwritableFolderError: the disk is full, or the output folder read-only.
+        OSError: a worker process was killed. The cases predicted so far are kept then, as after any other error.
     """
     source, target = Path(input_folder), Path(output_folder)
     if source.resolve() == target.resolve():
@@ -226,15 +238,20 @@ def predict_folder(
     classes_folder = target / CLASSES_FOLDER
     patients = None
     if cases_file is not None:
-        patients = read_patients(cases_file, {*cases, *(file.stem for file in classes_folder.glob("*.json"))})
+        patients = read_patients(cases_file, {*cases, *(file.stem for file in classes_folder.glob(CASE_FILES))})
     cases = dict(list(cases.items())[part_id::num_parts])
     failed = dict(list(failed.items())[part_id::num_parts])
 
     classes_folder.mkdir(parents=True, exist_ok=True)
+    for folder in (target, classes_folder):
+        remove_partial_files(folder, _ABANDONED_SECONDS)
     classification = class_predictor.dataset_json["classification"]  # whoever reads the results finds their classes
     write_json_atomic(target / "dataset.json", {**model.dataset_json, "classification": classification})
     write_json_atomic(target / "plans.json", model.plans_manager.plans)
     write_json_atomic(target / "predict_from_raw_data_args.json", arguments or {})
+    models = {"model": predictor, **({} if class_predictor is predictor else {"class_model": class_predictor})}
+    identities = {name: model_identity(used) for name, used in models.items()}
+    write_json_atomic(target / PROVENANCE_FILE, provenance(**identities))
     wanted_endings = [ending, ".npz"] if save_probabilities else [ending]
 
     def is_complete(case: str) -> bool:
@@ -268,16 +285,17 @@ def predict_folder(
                 bar.update()
         except BrokenProcessPool as error:
             raise OSError(
-                "a worker process was killed, most likely because the memory ran out; use fewer with -npp and "
-                "--continue_prediction"
+                "a worker process was killed, most likely because the memory ran out; the cases predicted so far are "
+                "kept, go on with fewer workers: -npp and --continue_prediction"
             ) from error
         finally:
             torch.set_num_threads(threads)
-    listed = merge_case_results(classes_folder, results, model.schema)
-    if patients is not None:
-        num_patients = merge_patients(classes_folder, target / PATIENTS_FILE, model.schema, patients)
-        return PredictedFolder(predicted, skipped, failed, listed, num_patients)
-    return PredictedFolder(predicted, skipped, failed, listed)
+    num_patients = None
+    with locked_folder(classes_folder):  # of several processes, the last one lists the cases of all
+        listed = merge_case_results(classes_folder, results, model.schema)
+        if patients is not None:
+            num_patients = merge_patients(classes_folder, target / PATIENTS_FILE, model.schema, patients)
+    return PredictedFolder(predicted, skipped, failed, listed, num_patients)
 
 
 def _predict_cases(
@@ -380,26 +398,47 @@ def _export(
     verdict: ClassVerdict,
     options: _Options,
 ) -> None:
-    """Write all files of a case; its JSON comes last and says that the case is complete."""
-    ending = model.dataset_json["file_ending"]
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target))
+    """Write all files of a case; its JSON comes last and says that the case is complete.
+
+    Raises:
+        UnwritableFolderError: the disk is full, or the folder read-only.
+    """
     try:
-        export_prediction_from_logits(
-            logits,
-            properties,
-            model.configuration_manager,
-            model.plans_manager,
-            model.dataset_json,
-            str(partial / case),
-            options.save_probabilities,
-            num_threads_torch=options.num_threads,
-        )
-        reader_writer = model.plans_manager.image_reader_writer_class()
-        result = case_result(case, verdict, model.schema, partial / f"{case}{ending}", reader_writer)
-        if options.calibration is not None:
-            result = calibrated_result(result, options.calibration)
-        for file in partial.iterdir():
-            os.replace(file, target / file.name)
-        write_json_atomic(target / CLASSES_FOLDER / f"{case}.json", result)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=target, ignore_cleanup_errors=True) as partial:
+            _export_through(Path(partial), logits, properties, model, target, case, verdict, options)
+    except Exception:
+        kept = "The cases predicted so far are kept: go on with --continue_prediction"
+        explain_unwritable(target, kept, logits[0].nbytes)
+        raise
+
+
+def _export_through(
+    partial: Path,
+    logits: np.ndarray,
+    properties: dict,
+    model: _Model,
+    target: Path,
+    case: str,
+    verdict: ClassVerdict,
+    options: _Options,
+) -> None:
+    ending = model.dataset_json["file_ending"]
+    export_prediction_from_logits(
+        logits,
+        properties,
+        model.configuration_manager,
+        model.plans_manager,
+        model.dataset_json,
+        str(partial / case),
+        options.save_probabilities,
+        num_threads_torch=options.num_threads,
+    )
+    reader_writer = model.plans_manager.image_reader_writer_class()
+    result = case_result(case, verdict, model.schema, partial / f"{case}{ending}", reader_writer)
+    if options.calibration is not None:
+        result = calibrated_result(result, options.calibration)
+    for file in partial.iterdir():
+        check_compressed(file)
+        sync_file(file)
+        os.replace(file, target / file.name)
+    write_json_atomic(target / CLASSES_FOLDER / f"{case}.json", result)

@@ -7,6 +7,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 
+from dataset_conversion.disk import UnwritableFolderError
 from inference.case_streams import PreprocessedCase
 
 Preprocess = Callable[[Sequence[str]], list[tuple[np.ndarray, dict]]]
@@ -67,10 +68,11 @@ def fault_of(future: Future) -> str | None:
 
     Raises:
         BrokenProcessPool: the worker process itself is gone.
+        UnwritableFolderError: the next case would fare no better.
     """
     error = future.exception()
     if error is None:
         return None
-    if isinstance(error, BrokenProcessPool):
+    if isinstance(error, (BrokenProcessPool, UnwritableFolderError)):
         raise error
     return str(error) or type(error).__name__

@@ -14,6 +14,7 @@ from dataset_conversion.atomic import atomic_path
 from dataset_conversion.cases import ClassSchema
 from inference.class_evidence import ClassVerdict
 
+CASE_FILES = "[!.]*.json"  # what is being written, or was when a process was killed, begins with a dot
 UNCERTAINTIES = ("predictive_entropy", "mutual_information")
 
 
@@ -167,10 +168,12 @@ def read_case_results(classes_folder: Path, schema: ClassSchema) -> list[dict[st
         ValueError: a file that is no result of a model with these classes.
     """
     results = []
-    for case_file in sorted(classes_folder.glob("*.json")):
+    for case_file in sorted(classes_folder.glob(CASE_FILES)):
         try:
             result = json.loads(case_file.read_text(encoding="utf-8"))
             matches = set(result["probabilities"]) == set(schema.class_names)
+        except FileNotFoundError:  # another process predicts this case anew
+            continue
         except (json.JSONDecodeError, KeyError, TypeError):
             matches = False
         if not matches:

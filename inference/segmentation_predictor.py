@@ -23,6 +23,7 @@ class SegmentationPredictor(nnUNetPredictor):
         model_folder: where the model was loaded from; None for a network that is still in memory.
         folds: that were loaded from there.
         configuration_name: of the plans, loaded from there.
+        checkpoint_name: of them.
     """
 
     network: Any  # set by nnU-Net's untyped base
@@ -33,6 +34,7 @@ class SegmentationPredictor(nnUNetPredictor):
         self.model_folder: Path | None = None
         self.folds: list[int | str] = []
         self.configuration_name = ""
+        self.checkpoint_name: str | None = None
 
     def initialize_from_trained_model_folder(
         self,
@@ -96,8 +98,7 @@ class SegmentationPredictor(nnUNetPredictor):
             trainer_name,
             checkpoints[0].get("inference_allowed_mirroring_axes"),
         )
-        self.model_folder = folder
-        self.folds = folds
+        self.model_folder, self.folds, self.checkpoint_name = folder, folds, checkpoint_name
         self.configuration_name = checkpoints[0]["init_args"]["configuration"]
 
     @property

@@ -54,6 +54,7 @@ def test_layout_and_dataset_json(source, raw):
         "dataset.json",
         "imagesTr",
         "labelsTr",
+        "provenance.json",
         "splits_final.json",
     ]
     assert len(list((folder / "imagesTr").iterdir())) == len(list((folder / "labelsTr").iterdir())) == 12

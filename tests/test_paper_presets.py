@@ -146,7 +146,9 @@ def test_the_memory_target_is_kept(nnunet_folders: Any, planner: str, gigabytes:
 
 
 def test_parameters_that_fill_the_memory_are_refused(nnunet_folders: Any) -> None:
-    with pytest.raises(ValueError, match=r"not even a patch of .* fits 0.003 GB; plan with a larger -gpu_memory_target"):
+    with pytest.raises(
+        ValueError, match=r"not even a patch of .* fits 0.003 GB; plan with a larger -gpu_memory_target"
+    ):
         plan_shapes(nnunet_folders, "BrainTumPlannerBrainTumNet", SLICES, gpu_memory_target_in_gb=0.003)
 
 

@@ -5,16 +5,16 @@ The files are those that nnU-Net writes, under a temporary name until they are c
 
 import copy
 import logging
-import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 from unittest.mock import patch
 
 import torch
+
+from trainers.crash_safety import complete_or_absent
 
 _MOST_WRITES = 2  # that are under way or wait: each holds a copy of weights and optimiser
 _LOGGER = logging.getLogger(__name__)
@@ -67,15 +67,14 @@ def _copied(value: Any, storages: dict[int, torch.UntypedStorage]) -> Any:
 
 
 def write_checkpoint(checkpoint: dict[str, Any], file: str) -> None:
-    """Write a checkpoint, completely or not at all, and wait until it is on the disk."""
-    partial = f"{file}.{os.getpid()}.partial"
-    try:
+    """Write a checkpoint, completely or not at all, and wait until it is on the disk.
+
+    Raises:
+        UnwritableFolderError: the disk is full, or the folder read-only.
+    """
+    weights = sum(tensor.nbytes for tensor in checkpoint["network_weights"].values())
+    with complete_or_absent(file, 3 * weights) as partial:  # the optimiser has up to twice as much
         torch.save(checkpoint, partial)
-        with open(partial, "r+b") as stream:
-            os.fsync(stream.fileno())
-        os.replace(partial, file)
-    finally:
-        Path(partial).unlink(missing_ok=True)
 
 
 class CheckpointWriter:

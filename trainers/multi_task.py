@@ -288,8 +288,16 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
             ),
         )
         super().on_epoch_end()
+        self._save_best_joint()
+
+    def save_missed_checkpoints(self) -> None:
+        """As of any training, and the one with the best joint score."""
+        super().save_missed_checkpoints()
+        self._save_best_joint()
+
+    def _save_best_joint(self) -> None:
         scores = self.logger.get_value("ema_joint_score", step=None)
-        if scores[-1] >= np.nanmax(scores):
+        if scores and scores[-1] >= np.nanmax(scores):
             self.print_to_log_file(f"New best EMA joint score: {scores[-1]:.4f}")
             self._save_checkpoint_of_past_epoch("checkpoint_best_joint.pth")
 

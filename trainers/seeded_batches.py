@@ -5,6 +5,7 @@ runs never see the same batches and a resumed run cannot go on where it stopped.
 generators itself, and torch's loader delivers in order, whatever the number of workers.
 """
 
+import os
 import random
 from collections.abc import Iterator
 from itertools import count
@@ -14,6 +15,28 @@ import numpy as np
 import torch
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+TRAINING, VALIDATION, NETWORK = range(3)
+"""Streams of random numbers in a training."""
+
+
+def stream_of_rank(stream: int, rank: int) -> int:
+    """A stream for one process of a distributed training; rank 0 draws what a training in one process draws.
+
+    Ranks that share a stream would train on the same patches, or with the same dropout.
+    """
+    return stream + 3 * rank
+
+
+def compute_deterministically() -> None:
+    """Make torch choose the same algorithms in every run; on CUDA it otherwise takes the fastest of several.
+
+    For the whole process, once a training starts: nnU-Net asks cuDNN for the opposite just before.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def seed_everything(*entropy: int) -> None:
@@ -64,7 +87,7 @@ def seeded_batches(
     Args:
         loader: nnU-Net's ``nnUNetDataLoader``, with its transforms.
         seed: of the run.
-        stream: tells training from validation.
+        stream: tells training from validation, and one rank from another.
         first_epoch: where to begin.
         batches_per_epoch: batches that an epoch takes.
         num_processes: workers; 0 for none.

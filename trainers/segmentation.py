@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
@@ -19,20 +19,30 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from architectures.weights_fingerprint import weights_fingerprint
+from braintum_commands.provenance import PROVENANCE_FILE, content_hash, provenance
+from dataset_conversion.atomic import atomic_writes_of, write_json_atomic
 from dataset_conversion.calibration import CALIBRATION_KEY, stored_calibration
 from evaluation.segmentation_metrics import metrics_on_folder
 from inference.checkpoints import to_builtin
 from trainers.checkpoint_writer import CheckpointWriter, checkpoint_of, write_checkpoint
+from trainers.crash_safety import begin_validation, export_completely, remove_partial_checkpoints
 from trainers.debug_information import remove_machine
 from trainers.device_batches import AugmentedBatches, device_loader_class
 from trainers.losses import UpsamplingDeepSupervisionLoss
 from trainers.recipes import ParameterGroup, Recipe
 from trainers.schedule import PerGroupLR, epochs_without_improvement
-from trainers.seeded_batches import seed_everything, seeded_batches
+from trainers.seeded_batches import (
+    NETWORK,
+    TRAINING,
+    VALIDATION,
+    compute_deterministically,
+    seed_everything,
+    seeded_batches,
+    stream_of_rank,
+)
 from trainers.settings import TrainingSettings
 from trainers.slice_sampling import SliceSampling, data_loader_class
-
-_TRAINING_STREAM, _VALIDATION_STREAM, _NETWORK_STREAM = 0, 1, 2
 
 
 class _StoppedEarly(Exception):
@@ -102,7 +112,7 @@ class SegmentationTrainer(nnUNetTrainer):
     def initialize(self) -> None:
         """As stock; under a seed the initial weights are reproducible."""
         if self.seed is not None:
-            seed_everything(self.seed, _NETWORK_STREAM)
+            seed_everything(self.seed, NETWORK)
         super().initialize()
 
     @property
@@ -236,7 +246,7 @@ class SegmentationTrainer(nnUNetTrainer):
             seeded_batches(
                 training,
                 self.seed,
-                _TRAINING_STREAM,
+                stream_of_rank(TRAINING, self.local_rank),
                 first_epoch,
                 self.num_iterations_per_epoch,
                 num_processes,
@@ -245,7 +255,7 @@ class SegmentationTrainer(nnUNetTrainer):
             seeded_batches(
                 validation,
                 self.seed,
-                _VALIDATION_STREAM,
+                stream_of_rank(VALIDATION, self.local_rank),
                 first_epoch,
                 self.num_val_iterations_per_epoch,
                 num_processes // 2,
@@ -268,7 +278,21 @@ class SegmentationTrainer(nnUNetTrainer):
         """
         if (kept := stored_calibration(Path(self.output_folder_base) / "dataset.json")) is not None:
             self.dataset_json = {**self.dataset_json, CALIBRATION_KEY: kept}
-        super().on_train_start()
+        if self.local_rank == 0:
+            remove_partial_checkpoints(self.output_folder)
+        if self.settings.deterministic:
+            compute_deterministically()
+        with atomic_writes_of(stock_module):  # trainings of other folds read and write the same files
+            super().on_train_start()
+        if self.current_epoch > 0:
+            self.save_missed_checkpoints()
+
+    def save_missed_checkpoints(self) -> None:
+        """Save the best checkpoints that a killed training did not get to: it writes the latest one first."""
+        averages = self.logger.get_value("ema_fg_dice", step=None)
+        if averages and (self._best_ema is None or averages[-1] > self._best_ema):
+            self._best_ema = averages[-1]
+            self._save_checkpoint_of_past_epoch("checkpoint_best.pth")
 
     def run_training(self) -> None:
         """As stock, with checkpoints written in the background while it runs.
@@ -307,9 +331,9 @@ class SegmentationTrainer(nnUNetTrainer):
         super().on_epoch_start()
 
     def on_train_epoch_start(self) -> None:
-        """As stock; under a seed, dropout too depends on the epoch alone."""
+        """As stock; under a seed, dropout too depends on the epoch (and the rank) alone."""
         if self.seed is not None:
-            seed_everything(self.seed, _NETWORK_STREAM, self.current_epoch)
+            seed_everything(self.seed, stream_of_rank(NETWORK, self.local_rank), self.current_epoch)
         super().on_train_epoch_start()
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
@@ -370,5 +394,27 @@ class SegmentationTrainer(nnUNetTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Stock's validation, with the metrics of :mod:`evaluation.segmentation_metrics`."""
-        with patch.object(stock_module, "compute_metrics_on_folder", metrics_on_folder):
+        if self.local_rank == 0:
+            begin_validation(Path(self.output_folder) / "validation")
+        with (
+            patch.object(stock_module, "compute_metrics_on_folder", metrics_on_folder),
+            patch.object(stock_module, "export_prediction_from_logits", export_completely),
+        ):
             super().perform_actual_validation(save_probabilities)
+        if self.local_rank == 0:
+            write_json_atomic(Path(self.output_folder) / "validation" / PROVENANCE_FILE, provenance(**self.identity()))
+
+    def identity(self) -> dict[str, Any]:
+        """What was trained, and how, ready for JSON."""
+        plans = self.plans_manager.plans
+        return {
+            "model": {
+                "trainer": type(self).__name__,
+                "plans": plans["plans_name"],
+                "plans_hash": content_hash({k: v for k, v in plans.items() if k != "continue_training"}),
+                "weights": {str(self.fold): weights_fingerprint(self.bare_network.state_dict())},
+            },
+            "configuration": self.configuration_name,
+            "num_epochs": self.num_epochs,
+            "settings": {name: value for name, value in asdict(self.settings).items() if value is not None},
+        }

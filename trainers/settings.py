@@ -16,6 +16,8 @@ class TrainingSettings:
         num_iterations_per_epoch: ``braintum_num_iterations_per_epoch``; validation takes a fifth of it, as in
             nnU-Net.
         seed: ``braintum_seed``; makes training reproducible on the CPU, also over a resume.
+        deterministic: ``braintum_deterministic=1``; with a seed, training is reproducible on CUDA too; slower. torch
+            warns of operations that it cannot make so.
         task_balancing: ``braintum_task_balancing``, how segmentation and classification are balanced: by the recipe's
             ``fixed`` weights, by learned ``uncertainty``, or by gradient surgery (``pcgrad``), see
             :mod:`trainers.task_balancing`.
@@ -29,6 +31,7 @@ class TrainingSettings:
     num_epochs: int | None = None
     num_iterations_per_epoch: int | None = None
     seed: int | None = None
+    deterministic: bool = False
     task_balancing: str = "fixed"
     augmentation: str = "default"
     permuted_labels: int | None = None
@@ -38,16 +41,21 @@ class TrainingSettings:
         """Read the environment.
 
         Raises:
-            ValueError: a variable that is no whole number or too small, or an unknown choice.
+            ValueError: a variable that is no whole number or too small, or an unknown choice; a deterministic
+                training without a seed.
         """
-        return TrainingSettings(
+        settings = TrainingSettings(
             num_epochs=_whole_number("braintum_num_epochs", minimum=1),
             num_iterations_per_epoch=_whole_number("braintum_num_iterations_per_epoch", minimum=1),
             seed=_whole_number("braintum_seed", minimum=0),
+            deterministic=_choice("braintum_deterministic", ("0", "1")) == "1",
             task_balancing=_choice("braintum_task_balancing", TASK_BALANCING),
             augmentation=_choice("braintum_augmentation", AUGMENTATION),
             permuted_labels=_whole_number("braintum_permuted_labels", minimum=0),
         )
+        if settings.deterministic and settings.seed is None:
+            raise ValueError("braintum_deterministic=1 needs a seed; set the environment variable braintum_seed too")
+        return settings
 
 
 def _choice(name: str, options: tuple[str, ...]) -> str:
