@@ -1,7 +1,7 @@
 """What is written of a case's class: one JSON a case, and one table."""
 
 import csv
-import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 
 from dataset_conversion.atomic import atomic_path
 from dataset_conversion.cases import ClassSchema
+from dataset_conversion.json_files import read_json_object
 from inference.class_evidence import ClassVerdict
 
 UNCERTAINTIES = ("predictive_entropy", "mutual_information")
@@ -166,17 +167,32 @@ def read_case_results(classes_folder: Path, schema: ClassSchema) -> list[dict[st
     Raises:
         ValueError: a file that is no result of a model with these classes.
     """
-    results = []
-    for case_file in sorted(classes_folder.glob("*.json")):
-        try:
-            result = json.loads(case_file.read_text(encoding="utf-8"))
-            matches = set(result["probabilities"]) == set(schema.class_names)
-        except (json.JSONDecodeError, KeyError, TypeError):
-            matches = False
-        if not matches:
-            raise ValueError(
-                f"{case_file} is no result of a model with the classes {', '.join(schema.class_names)}; predict into "
-                "another folder, or delete it"
-            )
-        results.append(result)
-    return results
+    return [read_case_result(file, schema.class_names) for file in sorted(classes_folder.glob("*.json"))]
+
+
+def read_case_result(file: Path, class_names: Sequence[str]) -> dict[str, Any]:
+    """One ``<case>.json``, as of :func:`case_result`.
+
+    Raises:
+        ValueError: it is no result of a model with these classes.
+    """
+    remedy = "predict into another folder, or delete it"
+    try:
+        result = read_json_object(file, remedy)
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror or error}); {remedy}") from error
+    numbers = [result.get("confidence"), result.get("tumour_volume"), result.get("tumour_evidence", 1)]
+    numbers += [result[name] for name in UNCERTAINTIES if result.get(name) is not None]
+    probabilities = result.get("probabilities")
+    if isinstance(probabilities, dict):
+        numbers += probabilities.values()
+    if (
+        not isinstance(probabilities, dict)
+        or set(probabilities) != set(class_names)
+        or result.get("predicted_class") not in ("", *class_names)
+        or result.get("case") != file.stem
+        or not isinstance(result.get("volume_unit"), str)
+        or not all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
+    ):
+        raise ValueError(f"{file} is no result of a model with the classes {', '.join(class_names)}; {remedy}")
+    return result
