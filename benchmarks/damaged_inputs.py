@@ -27,6 +27,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent / folder) for folder 
 from damage_runner import BAD, ERROR, HARMLESS, SKIPPED, Outcome, as_json, import_all, run_damaged, write_whole  # noqa: E402
 from damaged_commands import BY_NAME, COMMANDS  # noqa: E402
 
+SHARE = 40
+"""Cases of one command that are run one after the other."""
 VERDICTS = (ERROR, SKIPPED, HARMLESS, BAD)
 
 
@@ -39,7 +41,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="COMMAND:INDEX", help="repeat these cases, and show what was said")
     parser.add_argument("--jobs", type=int, default=2, help="cases at the same time; default: %(default)s")
     parser.add_argument("--work", type=Path, help="folder for temporary files; default: the system's")
-    parser.add_argument("-o", type=Path, metavar="FILE", help="every case as JSON")
+    parser.add_argument("-o", type=Path, metavar="FILE", help="gets a line of JSON a case, as they are done")
     return parser.parse_args(argv)
 
 
@@ -82,9 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=args.work) as work:
         # shares of a command's cases, so that the processes end at about the same time
         tasks = [
-            (name, indices[start : start + 25], args.seed, Path(work))
+            (name, indices[start : start + SHARE], args.seed, Path(work))
+            for start in range(0, max(map(len, chosen.values())), SHARE)
             for name, indices in chosen.items()
-            for start in range(0, len(indices), 25)
+            if indices[start:]
         ]
         # forked: all libraries are imported once
         with (
@@ -94,6 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             for share in executor.map(run_share, tasks):
                 outcomes += share
                 progress.update(len(share))
+                if args.o:
+                    with open(args.o, "a", encoding="utf-8") as lines:
+                        lines.writelines(json.dumps({"index": i, **as_json(outcome)}) + "\n" for i, outcome in share)
     found = [outcome for _, outcome in outcomes]
     for by in ("command", "damage"):
         print(f"\n{table(found, by)}")
@@ -106,8 +112,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"\n{len(found)} cases; largest memory {max(o.memory for o in found) / 2**30:.2f} GiB; longest {seconds[-1]} s"
     )
-    if args.o:
-        args.o.write_text(json.dumps([{"index": index, **as_json(outcome)} for index, outcome in outcomes], indent=1))
     return int(any(outcome.verdict == BAD for outcome in found))
 
 

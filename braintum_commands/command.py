@@ -1,6 +1,7 @@
 """How every command runs: a supported nnU-Net, our classes registered with it, and errors as one line."""
 
 import gc
+import io
 import os
 import sys
 import traceback
@@ -45,6 +46,9 @@ def run_command(
         if interrupted. Errors of any other type are bugs and keep their traceback.
     """
     gc.set_threshold(*_COLLECTOR_THRESHOLDS)
+    for stream in (sys.stdout, sys.stderr):  # file names need not be text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         if needs_nnunet:
             check_nnunet_version()

@@ -10,7 +10,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
-from inference.checkpoints import load_checkpoint_safely
+from inference.checkpoints import check_weights, load_checkpoint_safely
 from inference.model_files import check_size, checked_configuration, read_dataset_json, read_plans
 
 
@@ -80,6 +80,8 @@ class SegmentationPredictor(nnUNetPredictor):
         )
         check_size(build_network, folder / "plans.json")
         network = build_network()
+        for fold, checkpoint in zip(folds, checkpoints, strict=True):
+            check_weights(network, checkpoint, folder / f"fold_{fold}" / checkpoint_name)
         self.manual_initialization(
             network,
             plans_manager,

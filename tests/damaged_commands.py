@@ -190,7 +190,7 @@ def _count_audited(folder: Path) -> int:
     if not file.is_file():
         return 0
     content = json.loads(file.read_text(encoding="utf-8"))
-    return content["images"] - len(content["image_problems"])
+    return content["images"] - len(content["unreadable"])
 
 
 # prediction
