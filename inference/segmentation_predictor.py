@@ -54,9 +54,13 @@ class SegmentationPredictor(nnUNetPredictor):
             load_checkpoint_safely(folder / f"fold_{fold}" / checkpoint_name, trust_checkpoint) for fold in folds
         ]
         trainer_name = checkpoints[0]["trainer_name"]
-        configuration_manager = checked_configuration(
-            plans_manager, checkpoints[0]["init_args"]["configuration"], folder / "plans.json"
-        )
+        configuration = checkpoints[0]["init_args"]["configuration"]
+        if configuration not in plans_manager.available_configurations:
+            raise ValueError(
+                f"{folder / f'fold_{folds[0]}' / checkpoint_name} is of the configuration {configuration[:100]!r}, "
+                f"which {folder / 'plans.json'} does not have; copy the model again"
+            )
+        configuration_manager = checked_configuration(plans_manager, configuration, folder / "plans.json")
         try:
             build = recursive_find_trainer_class_by_name(trainer_name).build_network_architecture
         except RuntimeError as error:
