@@ -26,6 +26,7 @@ from dataset_conversion.atomic import atomic_path
 from dataset_conversion.cases import CASES_FILE, Case, ClassSchema, read_cases
 from dataset_conversion.class_names import NEGATIVE_CLASS, UNSPECIFIC_CLASS, canonical_name, unified_schema
 from dataset_conversion.file_checks import check_file
+from dataset_conversion.image_files import read_array, replace_label
 from dataset_conversion.json_files import read_dataset_json
 from dataset_conversion.raw_dataset import (
     DATASET_FILE,
@@ -377,7 +378,7 @@ def inspect_case(item: CombinedCase) -> Inspection:
     for path in item.files:  # the images too: they are copied as they are
         try:
             check_file(path)
-            arrays.append(_read(path))
+            arrays.append(read_array(path))
         except Exception as error:  # the libraries raise errors of many types for corrupt files
             fault = _one_line(error).removeprefix(f"{path}: ")
             problems.append(f"{path}: cannot be read ({fault}); convert the data set again")
@@ -403,33 +404,7 @@ def copy_case(task: CopyTask) -> None:
         if task.combined.ignore_label in (None, task.combined.new_ignore_label):
             shutil.copyfile(path, partial)
         else:
-            _rewrite(path, partial, int(task.combined.ignore_label or 0), int(task.combined.new_ignore_label or 0))
-
-
-def _read(path: Path) -> np.ndarray:
-    if path.suffix.lower() == ".png":
-        from PIL import Image
-
-        with Image.open(path) as image:
-            return np.asarray(image)
-    import SimpleITK as sitk  # noqa: N813
-
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-
-
-def _rewrite(path: Path, target: Path, old: int, new: int) -> None:
-    array = _read(path)
-    array = np.where(array == old, np.uint8(new), array).astype(array.dtype)
-    if path.suffix.lower() == ".png":
-        from dataset_conversion.natural_images import write_png
-
-        write_png(target, array)
-        return
-    import SimpleITK as sitk  # noqa: N813
-
-    image = sitk.GetImageFromArray(array)
-    image.CopyInformation(sitk.ReadImage(str(path)))
-    sitk.WriteImage(image, str(target), useCompression=True)
+            replace_label(path, partial, int(task.combined.ignore_label or 0), int(task.combined.new_ignore_label or 0))
 
 
 def _dataset_json(

@@ -87,7 +87,7 @@ def read_json_object(path: str | os.PathLike[str], remedy: str = "restore it") -
     """
     content = read_json(path, remedy)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it holds no JSON object; {remedy}")
+        raise ValueError(f"{path} holds no JSON object; {remedy}")
     return content
 
 

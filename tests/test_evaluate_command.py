@@ -233,7 +233,7 @@ def test_postprocessing_refuses(tmp_path, capsys):
         assert command(postprocess, "-i", predictions, *arguments) == 1
         assert message in capsys.readouterr().err
     rules.write_text("[]")
-    with pytest.raises(ValueError, match="is no post-processing of nnU-Net"):
+    with pytest.raises(ValueError, match="rules.json holds no JSON object"):
         read_rules(rules)
     bare = write_predictions(tmp_path / "bare", with_classes=False)
     with pytest.raises(ValueError, match="holds no classes"):
