@@ -1,6 +1,7 @@
 """How every command runs: a supported nnU-Net, our classes registered with it, and errors as one line."""
 
 import gc
+import io
 import os
 import sys
 import traceback
@@ -10,10 +11,13 @@ from braintum_commands import registration
 from braintum_commands.errors import CommandError
 from braintum_commands.version import check_nnunet_version
 
-__all__ = ["DEBUG_VARIABLE", "CommandError", "ensure_registered", "run_command"]
+__all__ = ["DEBUG_VARIABLE", "EXIT_SOME_FAILED", "CommandError", "ensure_registered", "run_command"]
 
 DEBUG_VARIABLE = "braintum_debug"
 """Environment variable; at ``1``, errors come with their traceback."""
+
+EXIT_SOME_FAILED = 3
+"""Some cases could not be done and are listed; the others are done."""
 
 _EXIT_FAILURE = 1
 _EXIT_INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
@@ -42,6 +46,9 @@ def run_command(
         if interrupted. Errors of any other type are bugs and keep their traceback.
     """
     gc.set_threshold(*_COLLECTOR_THRESHOLDS)
+    for stream in (sys.stdout, sys.stderr):  # file names need not be text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         if needs_nnunet:
             check_nnunet_version()

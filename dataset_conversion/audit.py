@@ -70,6 +70,7 @@ class Audit:
         splits: one report a split.
         image_problems: name of an image -> what is wrong with it.
         mask_problems: name of an image -> how its mask contradicts its class, or is not usable.
+        unreadable: names of the images of which a file, the label map included, could not be read.
     """
 
     source: AuditInput
@@ -78,6 +79,7 @@ class Audit:
     splits: list[SplitReport]
     image_problems: dict[str, str]
     mask_problems: dict[str, str]
+    unreadable: tuple[str, ...] = ()
 
     @property
     def leaks(self) -> bool:
@@ -126,6 +128,7 @@ class Audit:
             ],
             "image_problems": self.image_problems,
             "mask_problems": self.mask_problems,
+            "unreadable": list(self.unreadable),
         }
 
 
@@ -134,6 +137,7 @@ class _Inspection:
     fingerprint: Fingerprint
     image_problem: str = ""
     mask_problem: str = ""
+    unreadable: bool = False
 
 
 def run_audit(source: AuditInput, n_processes: int) -> Audit:
@@ -158,11 +162,13 @@ def run_audit(source: AuditInput, n_processes: int) -> Audit:
         splits=[_report_split(split, source.images, pairs, groups) for split in source.splits],
         image_problems={name: result.image_problem for name, result in results if result.image_problem},
         mask_problems={name: result.mask_problem for name, result in results if result.mask_problem},
+        unreadable=tuple(name for name, result in results if result.unreadable),
     )
 
 
 def _inspect(image: AuditImage, negative_class: str | None, ignore_label: int | None) -> _Inspection:
     read = fingerprint(image.path)
+    unreadable = bool(read.problem)
     problems = []
     if read.problem:
         problems.append(read.problem.removeprefix(f"{image.path}: "))
@@ -174,7 +180,13 @@ def _inspect(image: AuditImage, negative_class: str | None, ignore_label: int | 
                 problems.append(f"{path.name} is empty: all pixels have one value")
         except UnreadableImageError as error:
             problems.append(f"{path.name}{str(error).removeprefix(str(path))}")
-    return _Inspection(read, "; ".join(problems), _mask_problem(image, negative_class, ignore_label))
+            unreadable = True
+    try:
+        mask_problem = _mask_problem(image, negative_class, ignore_label)
+    except UnreadableImageError as error:
+        mask_problem = f"label map {image.mask.name if image.mask else ''}{str(error).removeprefix(str(image.mask))}"
+        unreadable = True
+    return _Inspection(read, "; ".join(problems), mask_problem, unreadable)
 
 
 def _mask_problem(image: AuditImage, negative_class: str | None, ignore_label: int | None) -> str:
@@ -182,10 +194,7 @@ def _mask_problem(image: AuditImage, negative_class: str | None, ignore_label: i
         return ""
     if not image.mask.is_file():
         return "has no label map"
-    try:
-        labels = read_labels(image.mask)
-    except UnreadableImageError as error:
-        return f"label map: {str(error).removeprefix(f'{image.mask}: ')}"
+    labels = read_labels(image.mask)
     values = set(np.unique(labels).tolist())
     unknown_part = ignore_label is not None and ignore_label in values
     has_tumour = bool(values - {0, ignore_label})

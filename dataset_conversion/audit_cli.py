@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from braintum_commands.command import run_command
+from braintum_commands.command import EXIT_SOME_FAILED, run_command
 from dataset_conversion.audit import run_audit
 from dataset_conversion.audit_input import default_output, find_input
-from dataset_conversion.audit_report import check_output, verdict, write_audit
+from dataset_conversion.audit_report import JSON_FILE, check_output, verdict, write_audit
 from dataset_conversion.parallel import default_processes
 
 EXIT_LEAKS = 2
+MAX_NAMES = 50
+"""Of more unreadable images than this only the first are printed; `audit.json` names all."""
 _EXIT_FAILURE = 1
 
 _DESCRIPTION = """\
@@ -21,7 +23,8 @@ Looks for exact and near duplicates (re-encoded, resized, cropped, mirrored, rot
 both sides of a split, shows the class balance, and names masks that contradict classes and images that are empty or
 corrupt. Writes audit.json and audit.html.
 
-Exit code: 0 nothing crosses a split, 2 something does, 1 an error (bad arguments included)."""
+Exit code: 0 nothing crosses a split, 2 something does, 3 nothing does among the images that could be read, 1 an error
+(bad arguments included)."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -83,4 +86,11 @@ def _audit(arguments: Sequence[str] | None = None) -> int:
             name, problem = next(iter(problems.items()))
             print(f"{len(problems)} {heading} problem(s), the first: {name}: {problem}")
     print(f"{verdict(audit)}\nReport: {page}")
-    return EXIT_LEAKS if audit.leaks else 0
+    for name in audit.unreadable[:MAX_NAMES]:
+        fault = "; ".join(found[name] for found in (audit.image_problems, audit.mask_problems) if name in found)
+        print(f"not looked at: {name}: {fault}", file=sys.stderr)
+    if len(audit.unreadable) > MAX_NAMES:
+        print(f"… and {len(audit.unreadable) - MAX_NAMES} more, see {JSON_FILE}", file=sys.stderr)
+    if audit.leaks:
+        return EXIT_LEAKS
+    return EXIT_SOME_FAILED if audit.unreadable else 0

@@ -1,15 +1,14 @@
 """What an audit looks at: the images of a data set or of folders, and the splits that they are in."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dataset_conversion.cases import CASES_FILE, COLUMNS, Case, ClassSchema, read_cases
 from dataset_conversion.image_reading import is_image
+from dataset_conversion.json_files import read_json
 from dataset_conversion.raw_dataset import DATASET_FILE, raw_folder_from_environment
 from dataset_conversion.splits import SPLITS_FILE
 
@@ -112,7 +111,7 @@ def input_from_dataset(folder: Path) -> AuditInput:
         FileNotFoundError: `dataset.json` or a training image is missing.
         ValueError: a file is not valid.
     """
-    dataset_json = _read_json(folder / DATASET_FILE)
+    dataset_json = read_json(folder / DATASET_FILE, "write it again")
     if not isinstance(dataset_json, dict) or not isinstance(dataset_json.get("file_ending"), str):
         raise ValueError(f'{folder / DATASET_FILE}: needs "file_ending"; see nnU-Net\'s dataset format')
     schema = ClassSchema.from_dataset_json(dataset_json)
@@ -184,7 +183,7 @@ def _read_splits(path: Path, images: Sequence[AuditImage], training: Sequence[in
     if not path.is_file():
         notes.append(f"There is no {SPLITS_FILE}: nnU-Net would make splits that know no patients.")
         return []
-    content = _read_json(path)
+    content = read_json(path, "write it again")
     valid = isinstance(content, list) and all(
         isinstance(entry, dict) and all(isinstance(entry.get(side), list) for side in ("train", "val"))
         for entry in content
@@ -224,7 +223,7 @@ def input_from_folders(folders: Sequence[Path]) -> AuditInput:
     images: list[AuditImage] = []
     sides: dict[str, list[int]] = {}
     for folder, name in zip(folders, names, strict=True):
-        found = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_wanted(path, folder)]
+        found = [path for path in sorted(folder.rglob("*")) if _is_wanted(path, folder) and not _is_full_folder(path)]
         if not found:
             raise FileNotFoundError(f"{folder}: no image in it")
         sides[name] = list(range(len(images), len(images) + len(found)))
@@ -243,6 +242,11 @@ def _is_wanted(path: Path, folder: Path) -> bool:
     return is_image(path) and not parents & _MASK_FOLDERS and not stem.endswith(("_mask", "_seg"))
 
 
+def _is_full_folder(path: Path) -> bool:
+    """Whether a path is a folder with something in it; an empty one that is named as an image should be one."""
+    return path.is_dir() and any(path.iterdir())
+
+
 def _short_names(folders: Sequence[Path]) -> list[str]:
     """Returns as much of the folders' paths, from their ends, as tells them apart."""
     depth = 1
@@ -251,15 +255,6 @@ def _short_names(folders: Sequence[Path]) -> list[str]:
         if max(Counter(names).values()) == 1 or depth > max(len(folder.parts) for folder in folders):
             return names
         depth += 1
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error})") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
 
 
 def default_output(title: str) -> Path:

@@ -139,7 +139,7 @@ def list_images(source: Path) -> tuple[Listing, frozenset[str]]:
         FileNotFoundError: there are none.
     """
     listing = Listing()
-    found = _find_annotated(source, listing.problems)
+    found = _find_annotated(source, listing)
     for folder, tumour_class in (("yes", UNSPECIFIC_CLASS), ("no", NEGATIVE_CLASS)):
         for path in find_images(_find_class_folder(source, tumour_class) or source / folder):
             found.append(FoundImage(path, folder))
@@ -188,8 +188,9 @@ def _mask_reader(image: FoundImage) -> tuple[MaskReader, bool]:
     return partial(draw_regions, image.annotation), True
 
 
-def _find_annotated(source: Path, problems: list[str]) -> list[FoundImage]:
+def _find_annotated(source: Path, listing: Listing) -> list[FoundImage]:
     """Returns the images of TRAIN, VAL and TEST; without an annotation where they have none."""
+    problems = listing.problems
     parent = next((path for path in (find_folder(source, "Br35H-Mask-RCNN"), source) if path is not None), source)
     found = []
     for part in PARTS:
@@ -200,14 +201,19 @@ def _find_annotated(source: Path, problems: list[str]) -> list[FoundImage]:
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".json" and path.name[0] != ".")
         if not files:
             problems.append(f"{folder}: there is no annotations_{part.lower()}.json; {AGAIN}")
+            listing.concerns_all = True  # without it, outlined images would count as not outlined
         for file in files:
             try:
                 for annotation in read_annotations(file):
                     annotations.setdefault(annotation.image, []).append(annotation)
             except SourceError as error:
                 problems.append(str(error))
+                listing.concerns_all = True
         for path in find_images(folder):
-            found.append(FoundImage(path, part, _choose(path, annotations.pop(path.name, []), problems)))
+            try:
+                found.append(FoundImage(path, part, _choose(path, annotations.pop(path.name, []))))
+            except SourceError as error:
+                problems.append(str(error))
         problems += [
             f"{folder / name}: there is no such image, but {entries[0].file.name} has its outlines; {AGAIN}"
             for name, entries in sorted(annotations.items())
@@ -215,15 +221,20 @@ def _find_annotated(source: Path, problems: list[str]) -> list[FoundImage]:
     return found
 
 
-def _choose(path: Path, entries: Sequence[Annotation], problems: list[str]) -> Annotation | None:
-    """Returns the annotation of an image: VIA keeps one for each file size that it saw under the name."""
+def _choose(path: Path, entries: Sequence[Annotation]) -> Annotation | None:
+    """Returns the annotation of an image: VIA keeps one for each file size that it saw under the name.
+
+    Raises:
+        SourceError: there are annotations, but of another file; or there is no file.
+    """
+    if not path.is_file():
+        raise SourceError(f"{path}: is no file, but a folder or a broken link; {AGAIN}, or remove it")
     if not entries:
         return None
     size = path.stat().st_size
     fitting = [entry for entry in entries if entry.size in (size, None)]
     if fitting:
         return fitting[0] if len(fitting) == 1 else replace(fitting[0], regions=sum((x.regions for x in fitting), ()))
-    problems.append(
+    raise SourceError(
         f"{path}: has {size} bytes, but {entries[0].file.name} outlines a file of {entries[0].size} bytes; {AGAIN}"
     )
-    return None

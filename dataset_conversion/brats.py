@@ -19,7 +19,6 @@ others. A slice has the class of its case, also where it shows no tumour. The pa
 """
 
 import argparse
-import csv
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -34,6 +33,7 @@ from dataset_conversion.cases import Case
 from dataset_conversion.class_names import known_name, unified_schema
 from dataset_conversion.raw_dataset import ConversionRequest, ConversionResult, RawDataset
 from dataset_conversion.slices import add_slice_arguments, slice_choice
+from dataset_conversion.source_tables import read_rows
 from dataset_conversion.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
 from dataset_conversion.volumes import VolumeError, geometry_problems, read_volume, whole_numbers
 
@@ -212,12 +212,13 @@ def convert(
     sources, problems = find_cases(request.source, unlabelled)
     sources, class_names, notes = name_classes(sources)
     if unlabelled == "train":
+        useless = [s for s in sources if not s.has_mask and (len(class_names) < 2 or not s.case.tumour_class)]
         problems += [
             f"{source.channels[0].parent}: neither segmentation nor class: nothing to learn from; leave out "
             "--unlabelled train, or remove the case"
-            for source in sources
-            if not source.has_mask and (len(class_names) < 2 or not source.case.tumour_class)
+            for source in useless
         ]
+        sources = [source for source in sources if source not in useless]
     content: dict[str, Any] = {
         "description": "BraTS: T1, T1ce, T2 and FLAIR with tumour sub-regions",
         "reference": "https://www.synapse.org/brats",
@@ -253,7 +254,7 @@ def find_cases(source: Path, unlabelled: str = "test") -> tuple[list[BratsCase],
     cohorts: dict[str, str] = {}
     for path in sorted(source.rglob("*.nii*")):
         match = _NEW.fullmatch(path.name) or _OLD.fullmatch(path.name)
-        if match is None or not path.is_file() or path.name.startswith("."):
+        if match is None or path.is_dir() or path.name.startswith("."):
             continue
         found[match["id"]][match["sequence"].lower()].append(path)
         cohorts[match["id"]] = (match.groupdict().get("cohort") or "").upper()
@@ -294,6 +295,8 @@ def _make_case(
     grade = next((part.upper() for part in reversed(place.parts) if part.upper() in GRADES), "")
     if grade and mapped_grade and grade != mapped_grade:
         problems.append(f"{folder}: lies in {grade}, but {MAPPING_FILE} says {mapped_grade}; correct one of them")
+    if problems or mapped_grade not in ("", *GRADES):  # of which read_grades tells
+        return None, problems
     case = Case(name, patient=patient_of(name), split="train" if masks else unlabelled, source=place.as_posix())
     channels = tuple(files[sequence][0] for sequence in expected)
     return BratsCase(case, channels, masks[0] if masks else None, cohort, grade or mapped_grade), problems
@@ -304,15 +307,14 @@ def read_grades(source: Path) -> tuple[dict[str, str], list[str]]:
     grades: dict[str, str] = {}
     problems = []
     for path in sorted(source.rglob(MAPPING_FILE)):
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            for row in csv.DictReader(file):
-                grade = (row.get("Grade") or "").strip().upper()
-                names = [value.strip() for key, value in row.items() if key and key.endswith("subject_ID") and value]
-                if grade not in GRADES:
-                    problems.append(
-                        f"{path}: grade {grade!r} of {names[:1]} is not HGG or LGG; download the file again"
-                    )
-                grades.update(dict.fromkeys(names, grade))
+        for line, row in read_rows(path)[1]:
+            grade = row.get("Grade", "").upper()
+            names = [value for key, value in row.items() if key.endswith("subject_ID") and value]
+            if grade not in GRADES:
+                problems.append(
+                    f"{path}, line {line}: grade {grade!r} of {names[:1]} is not HGG or LGG; download the file again"
+                )
+            grades.update(dict.fromkeys(names, grade or "blank"))
     return grades, problems
 
 

@@ -16,7 +16,6 @@ images together and makes splits that keep such copies on one side.
 """
 
 import argparse
-import csv
 import logging
 import re
 from collections.abc import Mapping
@@ -48,6 +47,7 @@ from dataset_conversion.natural_images import (
     unknown_mask,
 )
 from dataset_conversion.raw_dataset import ConversionRequest, ConversionResult, RawDataset, SourceError
+from dataset_conversion.source_tables import read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +91,7 @@ class Found:
     tumour_class: str = ""
     segmented: Path | None = None
     mask: Path | None = None
+    is_ambiguous: bool = False
 
     @property
     def path(self) -> Path | None:
@@ -144,6 +145,8 @@ def list_images(source: Path) -> Listing:
         )
     manifest = read_manifest(source)
     for stem, entry in sorted(found.items()):
+        if entry.is_ambiguous:  # which of the files is right is not known
+            continue
         if entry.path is None:
             listing.problems.append(f"{entry.mask}: there is no image of this name; {AGAIN}, or remove the mask")
             continue
@@ -167,6 +170,7 @@ def _list_classification(source: Path, found: dict[str, Found], problems: list[s
                 other = found.get(path.stem)
                 if other is not None:
                     problems.append(f"{path}: occurs twice, also as {other.path}; remove the wrong one")
+                    other.is_ambiguous = True
                 else:
                     found[path.stem] = Found(part, classified=path, tumour_class=tumour_class or "")
 
@@ -181,16 +185,20 @@ def _list_segmentation(source: Path, found: dict[str, Found], problems: list[str
             entry = found.setdefault(path.stem, Found(part))
             if entry.segmented is not None:
                 problems.append(f"{path}: occurs twice, also as {entry.segmented}; remove the wrong one")
+                entry.is_ambiguous = True
             elif entry.split != part:
                 problems.append(f"{path}: is in the {entry.split} part too, as {entry.path}; remove the wrong one")
+                entry.is_ambiguous = True
             else:
                 entry.segmented = path
         for path in find_images(find_folder(folder, "masks") or folder / "masks"):
             entry = found.setdefault(path.stem, Found(part))
             if entry.mask is not None:
                 problems.append(f"{path}: occurs twice, also as {entry.mask}; remove the wrong one")
+                entry.is_ambiguous = True
             elif entry.split != part:
                 problems.append(f"{path}: its image is in the {entry.split} part, {entry.path}; remove the wrong one")
+                entry.is_ambiguous = True
             else:
                 entry.mask = path
 
@@ -260,7 +268,7 @@ def compare_copies(path: Path, copy: Path, reader: MaskReader, image: GreyImage)
     Raises:
         SourceError: they do not.
     """
-    if copy.stat().st_size != path.stat().st_size or copy.read_bytes() != path.read_bytes():
+    if not copy.is_file() or copy.stat().st_size != path.stat().st_size or copy.read_bytes() != path.read_bytes():
         other = read_grey(copy).pixels
         # a copy that was saved again differs a little
         same_size = other.shape == image.pixels.shape
@@ -288,8 +296,7 @@ def read_manifest(source: Path) -> Mapping[str, NameParts]:
     if not path.is_file():
         return {}
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = [row for _, row in read_rows(path)[1]]
         return {
             # a Windows path, on whatever system
             PureWindowsPath(row["relative_path"]).stem: NameParts(
@@ -297,6 +304,5 @@ def read_manifest(source: Path) -> Mapping[str, NameParts]:
             )
             for row in rows
         }
-    except (OSError, csv.Error, UnicodeDecodeError, KeyError, AttributeError) as error:
-        fault = f"no column {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise SourceError(f"{path}: cannot be read ({fault}); {AGAIN}, or remove it: names tell the same") from error
+    except KeyError as error:
+        raise SourceError(f"{path}: has no column {error}; {AGAIN}, or remove it: names tell the same") from error

@@ -120,7 +120,10 @@ def write_cases(path: str | os.PathLike[str], cases: Iterable[Case]) -> None:
         if not row.case or row.case in seen:
             raise ValueError(f"{path}: case name {row.case!r} is empty or occurs twice")
         seen.add(row.case)
-    with atomic_path(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
+    with (
+        atomic_path(path) as partial,
+        open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(asdict(row).values() for row in rows)

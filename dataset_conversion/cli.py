@@ -3,11 +3,12 @@
 import argparse
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from braintum_commands.command import run_command
+from braintum_commands.command import EXIT_SOME_FAILED, run_command
 from dataset_conversion import br35h, brats, brisc, combine, figshare, folder, kaggle4, lgg
 from dataset_conversion.parallel import default_processes
 from dataset_conversion.pseudonyms import Pseudonyms
@@ -41,7 +42,7 @@ SOURCES: dict[str, SourceModule] = {
 }
 """The sub-commands. A new source is a module like `figshare`, added here."""
 
-_COMMON = ("source", "dataset_id", "name", "dry_run", "n_processes", "overwrite", "fraction", "seed")
+_COMMON = ("source", "dataset_id", "name", "dry_run", "n_processes", "overwrite", "fraction", "seed", "strict")
 """Options that become attributes of `ConversionRequest`."""
 
 
@@ -90,6 +91,9 @@ def _add_common_arguments(parser: argparse.ArgumentParser, default_name: str) ->
         metavar="N",
         help="number of worker processes (default: %(default)s)",
     )
+    parser.add_argument(
+        "--strict", action="store_true", help="write nothing if a case is faulty, instead of leaving that case out"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the data set of this number and name")
     parser.add_argument(
         "--fraction",
@@ -112,6 +116,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser, default_name: str) ->
 
 
 def _convert(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; 3 where cases were left out."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = vars(build_parser().parse_args(arguments))
     kind = options.pop("kind")
@@ -134,6 +139,11 @@ def _convert(arguments: Sequence[str] | None = None) -> int:
     else:
         print(f"{result.n_cases} cases written to {result.folder}\n")
         print(next_commands(request.dataset_id, result.configuration, result.has_classes))
+    if result.problems:
+        print(f"{len(result.problems)} problem(s); what they concern was left out:", file=sys.stderr)
+        for problem in result.problems:
+            print(f"left out: {problem}", file=sys.stderr)
+        return EXIT_SOME_FAILED
     return 0
 
 

@@ -12,7 +12,6 @@ labels apart from the ignore label. Everything else is unified:
 - a test case without a label map has nothing to be measured against, and is left out.
 """
 
-import json
 import logging
 import shutil
 from collections import Counter
@@ -26,6 +25,9 @@ import numpy as np
 from dataset_conversion.atomic import atomic_path
 from dataset_conversion.cases import CASES_FILE, Case, ClassSchema, read_cases
 from dataset_conversion.class_names import NEGATIVE_CLASS, UNSPECIFIC_CLASS, canonical_name, unified_schema
+from dataset_conversion.file_checks import check_file
+from dataset_conversion.image_files import read_array, replace_label
+from dataset_conversion.json_files import read_dataset_json
 from dataset_conversion.raw_dataset import (
     DATASET_FILE,
     STATE_FILE,
@@ -35,6 +37,7 @@ from dataset_conversion.raw_dataset import (
     RawDataset,
     SourceError,
     inspect_cases,
+    naming_problems,
     raise_problems,
 )
 from dataset_conversion.selection import assign_groups, join_groups, select_fraction, warn_of_leaks
@@ -153,12 +156,12 @@ def combine(
     schema = _unify_classes(parts)
     labels = _unify_labels(parts)
     combined = _unify_cases(parts, schema, labels.get(IGNORE), pool)
-    reports = inspect_cases(inspect_case, combined, request)
+    reports, problems = inspect_cases(inspect_case, combined, request)
     # `tumor` without a mask, beside named types: such a case would train nothing
     useful = {report.case.case for report in reports if report.case.tumour_class or report.tumour_size is not None}
-    if len(useful) < len(combined):
-        logger.warning("%d cases left out: neither class nor mask is known any more", len(combined) - len(useful))
-        combined = [item for item in combined if item.case.case in useful]
+    if len(useful) < len(reports):
+        logger.warning("%d cases left out: neither class nor mask is known any more", len(reports) - len(useful))
+    combined = [item for item in combined if item.case.case in useful]
     cases = [item.case for item in combined]
     ties = [[case.group for case in cases], [item.shared_patient for item in combined]]
     if first["file_ending"] == ".png":
@@ -167,14 +170,20 @@ def combine(
     cases = join_groups(cases, *ties)
     warn_of_leaks(cases)
     cases = select_fraction(cases, request.fraction, request.seed)
-    splits = patient_splits(cases)
+    with naming_problems(problems, request):
+        splits = patient_splits(cases)
     chosen = {case.case: case for case in cases}
     reports = [replace(report, case=chosen[report.case.case]) for report in reports if report.case.case in chosen]
     unit = "px" if first["file_ending"] == ".png" else "voxels"
     table = summary_table(reports, schema.class_names if schema else (), unit)
     configuration = "2d" if _is_2d(parts[0]) else "3d_fullres"
     result = ConversionResult(
-        dataset.folder, f"{table}\n{summary_notes(reports)}", len(cases), configuration, schema is not None
+        dataset.folder,
+        f"{table}\n{summary_notes(reports)}",
+        len(cases),
+        configuration,
+        schema is not None,
+        tuple(problems),
     )
     if request.dry_run:
         return result
@@ -185,7 +194,7 @@ def combine(
             images = [dataset.image_path(item.case, channel) for channel in range(len(item.files) - 1)]
             tasks.append(CopyTask(item, (*images, dataset.label_path(item.case))))
     dataset.write_cases(copy_case, tasks, request.n_processes)
-    dataset.finish(cases, splits, _dataset_json(request, parts, schema, labels, channel_names))
+    dataset.finish(cases, splits, _dataset_json(request, parts, schema, labels, channel_names), problems)
     return result
 
 
@@ -208,13 +217,13 @@ def read_part(raw_folder: Path, dataset_id: int) -> Part:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name}: there is no such file; convert the data set again")
     try:
-        content = json.loads((folder / DATASET_FILE).read_text(encoding="utf-8"))
+        content = read_dataset_json(folder / DATASET_FILE, "convert the data set again")
         schema = ClassSchema.from_dataset_json(content)
-        missing = [key for key in ("channel_names", "labels", "file_ending") if key not in content]
-    except (ValueError, AttributeError) as error:
-        raise SourceError(f"{folder / DATASET_FILE}: cannot be read ({error}); convert the data set again") from error
-    if missing:
-        raise SourceError(f"{folder / DATASET_FILE}: has no {', '.join(missing)}; convert the data set again")
+        if "channel_names" not in content:
+            raise ValueError(f"{folder / DATASET_FILE}: has no channel_names; convert the data set again")
+    except ValueError as error:
+        message = str(error) if str(folder) in str(error) else f"{folder / DATASET_FILE}: {error}"
+        raise SourceError(message) from error
     part = Part(
         folder,
         content,
@@ -365,12 +374,20 @@ def inspect_case(item: CombinedCase) -> Inspection:
         return Inspection(
             problems=tuple(f"{path}: there is no such file; convert the data set again" for path in missing)
         )
-    try:
-        label_map = _read(item.files[-1])
-    except (OSError, RuntimeError, ValueError) as error:
-        return Inspection(
-            problems=(f"{item.files[-1]}: cannot be read ({_one_line(error)}); convert the data set again",)
-        )
+    arrays, problems = [], []
+    for path in item.files:  # the images too: they are copied as they are
+        try:
+            check_file(path)
+            arrays.append(read_array(path))
+        except Exception as error:  # the libraries raise errors of many types for corrupt files
+            fault = _one_line(error).removeprefix(f"{path}: ")
+            problems.append(f"{path}: cannot be read ({fault}); convert the data set again")
+    if not problems and len({array.shape for array in arrays}) > 1:
+        shapes = ", ".join("×".join(map(str, array.shape[::-1])) for array in arrays)
+        problems.append(f"{item.files[-1]}: not of the size of its images ({shapes}); convert the data set again")
+    if problems:
+        return Inspection(problems=tuple(problems))
+    label_map = arrays[-1]
     known = item.ignore_label is None or not (label_map == item.ignore_label).all()
     tumour = (label_map > 0) & (label_map != item.ignore_label) if item.ignore_label is not None else label_map > 0
     area = float(np.count_nonzero(tumour)) if known else None
@@ -387,33 +404,7 @@ def copy_case(task: CopyTask) -> None:
         if task.combined.ignore_label in (None, task.combined.new_ignore_label):
             shutil.copyfile(path, partial)
         else:
-            _rewrite(path, partial, int(task.combined.ignore_label or 0), int(task.combined.new_ignore_label or 0))
-
-
-def _read(path: Path) -> np.ndarray:
-    if path.suffix.lower() == ".png":
-        from PIL import Image
-
-        with Image.open(path) as image:
-            return np.asarray(image)
-    import SimpleITK as sitk  # noqa: N813
-
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-
-
-def _rewrite(path: Path, target: Path, old: int, new: int) -> None:
-    array = _read(path)
-    array = np.where(array == old, np.uint8(new), array).astype(array.dtype)
-    if path.suffix.lower() == ".png":
-        from dataset_conversion.natural_images import write_png
-
-        write_png(target, array)
-        return
-    import SimpleITK as sitk  # noqa: N813
-
-    image = sitk.GetImageFromArray(array)
-    image.CopyInformation(sitk.ReadImage(str(path)))
-    sitk.WriteImage(image, str(target), useCompression=True)
+            replace_label(path, partial, int(task.combined.ignore_label or 0), int(task.combined.new_ignore_label or 0))
 
 
 def _dataset_json(

@@ -36,6 +36,8 @@ from dataset_conversion.raw_dataset import (
     RawDataset,
     SourceError,
     inspect_cases,
+    naming_problems,
+    raise_problems,
 )
 from dataset_conversion.selection import select_fraction
 from dataset_conversion.splits import Splits, find_crossings, official_splits, patient_splits
@@ -49,6 +51,8 @@ DESCRIPTION = "the Figshare data set of Cheng: N.mat files and cvind.mat, in any
 
 CLASS_OF_LABEL = {1: "meningioma", 2: "glioma", 3: "pituitary"}
 SCHEMA = ClassSchema(tuple(CLASS_OF_LABEL.values()))
+MAX_VALUES = 2**26
+"""Of a field: slices have 512 × 512."""
 FIELDS = ("PID", "image", "label", "tumorMask")
 SPACING_MM = 0.49
 SPACING_SIZE = 512
@@ -134,17 +138,19 @@ def convert(request: ConversionRequest) -> ConversionResult:
         FileNotFoundError: no slices in the source folder.
     """
     dataset = RawDataset.open(request, KIND)
-    files = find_slices(request.source)
+    files, problems = find_slices(request.source)
     fold_of_case = read_folds(request.source, files)
-    reports = inspect_cases(inspect_slice, files, request)
+    reports, problems = inspect_cases(inspect_slice, files, request, problems)
     cases = select_fraction([report.case for report in reports], request.fraction, request.seed)
     chosen = {case.case for case in cases}
     files = [file for file in files if file.case in chosen]
     reports = [report for report in reports if report.case.case in chosen]
     if fold_of_case is not None:
         fold_of_case = {name: fold for name, fold in fold_of_case.items() if name in chosen}
-    splits = make_splits(cases, fold_of_case)
-    result = ConversionResult(dataset.folder, summary_table(reports, SCHEMA.class_names), len(cases))
+    with naming_problems(problems, request):
+        splits = make_splits(cases, fold_of_case)
+    table = summary_table(reports, SCHEMA.class_names)
+    result = ConversionResult(dataset.folder, table, len(cases), problems=tuple(problems))
     if request.dry_run:
         return result
     dataset.begin(cases)
@@ -154,34 +160,35 @@ def convert(request: ConversionRequest) -> ConversionResult:
         if not dataset.is_done(case, file.path)
     ]
     dataset.write_cases(write_slice, tasks, request.n_processes)
-    dataset.finish(cases, splits, {"name": request.dataset_name, **DATASET_JSON})
+    dataset.finish(cases, splits, {"name": request.dataset_name, **DATASET_JSON}, problems)
     return result
 
 
-def find_slices(source: Path) -> list[SliceFile]:
-    """Finds all `N.mat` below a folder, sorted by N.
+def find_slices(source: Path) -> tuple[list[SliceFile], list[str]]:
+    """Finds all `N.mat` below a folder, sorted by N; and the problems of numbers that occur twice, which are left out.
 
     Raises:
         FileNotFoundError: there are none.
-        SourceError: a number occurs twice.
+        SourceError: all of them occur twice.
     """
     found: dict[int, Path] = {}
-    doubles = []
+    doubles: dict[int, str] = {}
     for path in sorted(source.rglob("*.mat")):
         if not re.fullmatch(r"[0-9]+", path.stem):  # cvind.mat, and the ._N.mat that macOS adds
             continue
         number = int(path.stem)
         if number in found:
-            doubles.append(f"  - {path}: slice {number} occurs twice, also as {found[number]}; remove one of them")
+            doubles[number] = f"{path}: slice {number} occurs twice, also as {found[number]}; remove one of them"
         found.setdefault(number, path)
-    if doubles:
-        raise SourceError(f"{len(doubles)} problem(s) in {source}; nothing was written:\n" + "\n".join(doubles))
     if not found:
         archives = sorted(source.rglob("*.zip"))
         remedy = f"unpack {archives[0].name} and the other archives" if archives else "give the folder that holds them"
         raise FileNotFoundError(f"{source}: no slices (1.mat, 2.mat, …) in this folder or below; {remedy}")
     logger.info("%d of the data set's %d slices found in %s", len(found), N_SLICES, source)
-    return [SliceFile(number, found[number], source) for number in sorted(found)]
+    files = [SliceFile(number, found[number], source) for number in sorted(found.keys() - doubles.keys())]
+    if not files:
+        raise_problems(list(doubles.values()), source)
+    return files, list(doubles.values())
 
 
 def read_folds(source: Path, files: Sequence[SliceFile]) -> dict[str, int] | None:
@@ -293,8 +300,14 @@ def read_slice(path: Path) -> Slice | list[str]:
             missing = [name for name in FIELDS if name not in file["cjdata"]]
             if missing:
                 return [f"cjdata has no field {', '.join(missing)}; {AGAIN}"]
-            patient, image, label, mask = (np.asarray(file["cjdata"][name][()]) for name in FIELDS)
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            fields = [file["cjdata"][name] for name in FIELDS]
+            for name, field in zip(FIELDS, fields, strict=True):
+                if not isinstance(field, h5py.Dataset) or field.size is None:
+                    return [f"{name} is no array; {AGAIN}"]
+                if field.size > MAX_VALUES:  # before there is memory for them: HDF5 need not store what it declares
+                    return [f"{name} declares {field.size} values, more than {MAX_VALUES}; {AGAIN}"]
+            patient, image, label, mask = (np.asarray(field[()]) for field in fields)
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         return [f"not a complete MATLAB v7.3 (HDF5) file ({_one_line(error)}); {AGAIN}"]
     patient_name = _decode_text(patient)
     label_value = float(label.item()) if label.size == 1 and label.dtype.kind in "iuf" else float("nan")

@@ -7,6 +7,7 @@ structure counts that tells a slice from its neighbour.
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,13 @@ class Fingerprint:
 
 def fingerprint(path: Path) -> Fingerprint:
     """Reads one image; faults of the file become `problem`."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:  # a copy of nothing: the name stands for the bytes
+        if not path.is_symlink() and not path.exists():
+            raise
+        digest = hashlib.sha256(os.fsencode(path)).hexdigest()
+        return Fingerprint(digest, problem=f"{path}: cannot be read ({error.strerror or error})")
     try:
         image = read_grey(path)
     except UnreadableImageError as error:

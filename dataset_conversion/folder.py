@@ -17,7 +17,6 @@ learns the class only (ignore label), unless the class is the negative one: then
 """
 
 import argparse
-import csv
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -33,6 +32,7 @@ from dataset_conversion.cases import Case
 from dataset_conversion.class_names import NEGATIVE_CLASS, canonical_name, unified_schema
 from dataset_conversion.raw_dataset import ConversionRequest, ConversionResult, RawDataset, SourceError
 from dataset_conversion.slices import PLANES, SliceChoice
+from dataset_conversion.source_tables import read_rows
 from dataset_conversion.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
 from dataset_conversion.volumes import (
     VolumeError,
@@ -225,11 +225,14 @@ def convert(
     if len(classes) < 2:
         only = f"all cases are {min(classes)}" if classes else "no diagnosis is known"
         notes.append(f"No classes: {only}. A model of this data set segments only.")
+    useless = [
+        source for source in sources if not source.has_mask and (len(classes) < 2 or not source.case.tumour_class)
+    ]
     problems += [
         f"{request.source / source.case.source}: neither mask nor class: nothing to learn from; add one, or remove it"
-        for source in sources
-        if not source.has_mask and (len(classes) < 2 or not source.case.tumour_class)
+        for source in useless
     ]
+    sources = [source for source in sources if source not in useless]
     content: dict[str, Any] = {"description": "Converted from folders of patients"}
     if len(classes) > 1:
         content["classification"] = unified_schema(classes).to_json()
@@ -279,13 +282,7 @@ def read_table(path: Path, patient_column: str, class_column: str, case_column: 
     Raises:
         SourceError: the table cannot be used; all its problems are listed.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path}: not UTF-8 text ({error}); save it as CSV with UTF-8") from error
-    header = lines[0] if lines else ""
-    reader = csv.DictReader(lines, delimiter=";" if header.count(";") > header.count(",") else ",")
-    header_names = reader.fieldnames or ()
+    header_names, table = read_rows(path)
     missing = sorted({patient_column, class_column, case_column} - set(header_names))
     if missing:
         raise SourceError(
@@ -294,11 +291,11 @@ def read_table(path: Path, patient_column: str, class_column: str, case_column: 
         )
     rows: dict[str, tuple[str, str]] = {}
     problems = []
-    for row in reader:
-        patient, diagnosis, folder = ((row[name] or "").strip() for name in (patient_column, class_column, case_column))
+    for line, row in table:
+        patient, diagnosis, folder = (row[name] for name in (patient_column, class_column, case_column))
         if not folder and not patient and not diagnosis:
             continue  # spreadsheets leave empty rows behind
-        place = f"{path}, line {reader.line_num}"
+        place = f"{path}, line {line}"
         try:
             values = (patient, canonical_name(diagnosis) if diagnosis else "")
         except ValueError as error:
@@ -365,6 +362,7 @@ def find_cases(
         for case in cases
         if counts[case.case.case] > 1
     ]
+    cases = [case for case in cases if counts[case.case.case] == 1]
     notes = []
     if rows is not None:
         names = {folder.name for folder in folders}
@@ -380,8 +378,9 @@ def find_cases(
 def find_volumes(folder: Path) -> list[Path]:
     """Returns the volumes in a folder and below: files, and folders with DICOM files."""
     places = [folder, *(path for path in sorted(folder.rglob("*")) if path.is_dir() and not path.name.startswith("."))]
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and is_volume_file(path)]
-    return sorted([*files, *(place for place in places if dicom_files(place))])
+    # broken links and folders of such names too, for reading them to fail and to say so
+    files = [path for path in sorted(folder.rglob("*")) if is_volume_file(path)]
+    return sorted({*files, *(place for place in places if dicom_files(place))})
 
 
 def _matching(volumes: Sequence[Path], pattern: str, folder: Path) -> list[Path]:

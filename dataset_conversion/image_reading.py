@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from dataset_conversion.file_checks import MAX_PIXELS, DamagedFileError, check_file
+
 PIL_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 SITK_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".dcm")
 IMAGE_ENDINGS = PIL_ENDINGS + SITK_ENDINGS
@@ -53,6 +55,8 @@ def read_grey(path: str | os.PathLike[str]) -> GreyImage:
     """
     path = Path(path)
     if not path.is_file():
+        if path.is_dir() or path.is_symlink():
+            raise UnreadableImageError(f"{path}: is no file, but a folder or a broken link")
         raise FileNotFoundError(f"{path}: no such file")
     if path.name.lower().endswith(PIL_ENDINGS):
         return _read_picture(path)
@@ -67,7 +71,10 @@ def _read_picture(path: Path) -> GreyImage:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # transparency in palettes, odd metadata
+            check_file(path)
             with Image.open(path) as image:
+                if max(image.size) > MAX_PIXELS:
+                    raise ValueError(f"declares {image.width}×{image.height} pixels")
                 size = image.size
                 if isinstance(image, ImageFile.ImageFile) and image.format == "JPEG":
                     image.draft("L", (MIN_DECODED, MIN_DECODED))
@@ -76,6 +83,8 @@ def _read_picture(path: Path) -> GreyImage:
                 # modes of more than 8 bits (I;16, I, F) would be clipped by convert
                 grey = image if image.mode in ("L", "I", "F") or image.mode.startswith("I;16") else image.convert("L")
                 pixels = np.asarray(grey, np.float32)
+                if not np.isfinite(pixels).all():
+                    raise ValueError("holds NaN or infinity")
     except Exception as error:  # Pillow's decoders raise errors of many types for corrupt files
         raise _unreadable(path, error) from error
     return GreyImage(pixels, size, _is_constant(pixels))
@@ -103,8 +112,9 @@ def _read_array(path: Path) -> tuple[np.ndarray, tuple[int, ...], tuple[float, .
     import SimpleITK as sitk  # takes half a second, and folders of pictures do not need it
 
     try:
+        check_file(path)
         image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
+    except (RuntimeError, DamagedFileError) as error:
         raise _unreadable(path, error) from error
     return sitk.GetArrayFromImage(image), image.GetSize(), image.GetSpacing()
 
@@ -119,7 +129,10 @@ def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
     if not path.name.lower().endswith(PIL_ENDINGS):
         return _read_array(path)[0]
     try:
+        check_file(path)
         with Image.open(path) as image:
+            if max(image.size) > MAX_PIXELS:
+                raise ValueError(f"declares {image.width}×{image.height} pixels")
             return np.asarray(image)
     except Exception as error:  # see _read_picture
         raise _unreadable(path, error) from error
@@ -144,7 +157,8 @@ def _unreadable(path: Path, error: Exception) -> UnreadableImageError:
     if isinstance(error, UnidentifiedImageError):
         reason = "of no known format"
     else:  # the last line of what the libraries say; without folders, which reports should not show
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip().replace(str(path), path.name)
+        text = str(error).removeprefix(f"{path}: ")
+        reason = (text.strip().splitlines() or [type(error).__name__])[-1].strip().replace(str(path), path.name)
     return UnreadableImageError(f"{path}: cannot be read as an image ({reason})")
 
 

@@ -19,7 +19,6 @@ and so on; and `data.csv` with a row a patient, whose names lack the date.
 """
 
 import argparse
-import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,12 +27,14 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from dataset_conversion.cases import Case, ClassSchema
 from dataset_conversion.class_names import NEGATIVE_CLASS, UNSPECIFIC_CLASS
-from dataset_conversion.raw_dataset import ConversionRequest, ConversionResult, RawDataset
+from dataset_conversion.file_checks import MAX_PIXELS, check_file
+from dataset_conversion.raw_dataset import ConversionRequest, ConversionResult, RawDataset, SourceError, raise_problems
 from dataset_conversion.slices import add_slice_arguments, slice_choice
+from dataset_conversion.source_tables import read_rows
 from dataset_conversion.volume_cases import LoadedVolume, Target, convert_volumes
 from dataset_conversion.volumes import VolumeError
 
@@ -45,6 +46,8 @@ CHANNEL_NAMES = ("T1", "FLAIR", "T1ce")
 FLAIR = 1
 LABELS = {"background": 0, "tumour": 1}
 CLASS_TABLE = "data.csv"
+INVALID = "?"
+"""Stands for a class that cannot be: the patient is left out."""
 AGAIN = "download it again"
 
 CLASSES: dict[str, tuple[str, dict[str, str]]] = {
@@ -116,11 +119,15 @@ class LggCase:
 def _read(path: Path, mode: str, problems: list[str]) -> np.ndarray | None:
     """Reads a TIFF file of 8 bits a channel; notes what is wrong with it."""
     try:
+        check_file(path)
         with Image.open(path) as image:
-            if image.mode == mode:
+            if max(image.size) > MAX_PIXELS:
+                problems.append(f"{path}: declares {image.width}×{image.height} pixels; {AGAIN}")
+            elif image.mode == mode:
                 return np.asarray(image)
-            problems.append(f"{path}: has pixels of mode {image.mode}, not {mode}; {AGAIN}")
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+            else:
+                problems.append(f"{path}: has pixels of mode {image.mode}, not {mode}; {AGAIN}")
+    except Exception as error:  # Pillow's decoders raise errors of many types for corrupt files
         problems.append(f"{path}: not a complete TIFF file ({' '.join(str(error).split())}); {AGAIN}")
     return None
 
@@ -227,12 +234,14 @@ def find_patients(
         FileNotFoundError: there are none.
     """
     folders: dict[str, Path] = {}
+    ambiguous: set[str] = set()
     problems = []
     for path in sorted(source.rglob("*")):
         if path.is_dir() and _PATIENT.fullmatch(path.name) and any(path.glob("*.tif*")):
             if path.name in folders:  # the download holds a second copy, lgg-mri-segmentation/kaggle_3m
                 if not _same_files(path, folders[path.name]):
                     problems.append(f"{path}: differs from {folders[path.name]}; remove the wrong one of the two")
+                    ambiguous.add(path.name)
                 continue
             folders[path.name] = path
     if not folders:
@@ -251,7 +260,7 @@ def find_patients(
         problems += faults
         patient = _patient(name)
         place = folders[name].relative_to(source).as_posix()
-        if not faults:
+        if not faults and classes.get(patient) != INVALID and name not in ambiguous:
             patients.append(LggCase(Case(name, classes.get(patient, ""), patient, source=place), slices, masks, mm))
     return patients, problems, notes
 
@@ -309,22 +318,22 @@ def read_classes(source: Path, class_by: str, patients: Sequence[str]) -> tuple[
     path = next(iter(sorted(source.rglob(CLASS_TABLE))), None)
     if path is None:
         remedy = "copy it from the download, or choose --slices --class-by tumour, which needs no table"
-        return {}, [f"{source / CLASS_TABLE}: no such file, here or below; {remedy}"], []
+        raise_problems([f"{source / CLASS_TABLE}: no such file, here or below; {remedy}"], source)
+        return {}, [], []
     classes: dict[str, str] = {}
     problems = []
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        lacks = [name for name in ("Patient", column) if name not in (reader.fieldnames or ())]
-        if lacks:
-            return {}, [f"{path}: has no column {', '.join(lacks)}; {AGAIN}"], []
-        for row in reader:
-            code = (row[column] or "").strip().removesuffix(".0")
-            patient = (row["Patient"] or "").strip().upper()
-            if code in names:
-                classes[patient] = names[code]
-            elif code:
-                known = ", ".join(names)
-                problems.append(f"{path}, line {reader.line_num}: {column} is {code!r}, not one of {known}; {AGAIN}")
+    columns, rows = read_rows(path)
+    lacks = [name for name in ("Patient", column) if name not in columns]
+    if lacks:
+        raise_problems([f"{path}: has no column {', '.join(lacks)}; {AGAIN}"], source)
+    for line, row in rows:
+        code, patient = row[column].removesuffix(".0"), row["Patient"].upper()
+        if code in names:
+            if classes.setdefault(patient, names[code]) != names[code]:
+                raise SourceError(f"{path}, line {line}: {patient} is there twice with different classes; {AGAIN}")
+        elif code:
+            problems.append(f"{path}, line {line}: {column} is {code!r}, not one of {', '.join(names)}; {AGAIN}")
+            classes[patient] = INVALID
     unknown = [patient for patient in patients if patient not in classes]
     shown = f"Class unknown, {column} blank in {CLASS_TABLE} or patient not in it: {', '.join(unknown)}."
     return classes, problems, [shown] if unknown else []

@@ -25,6 +25,7 @@ from PIL import Image, ImageOps
 
 from dataset_conversion.atomic import atomic_path
 from dataset_conversion.cases import Case, ClassSchema
+from dataset_conversion.file_checks import MAX_PIXELS, check_file
 from dataset_conversion.raw_dataset import (
     ConversionRequest,
     ConversionResult,
@@ -32,6 +33,7 @@ from dataset_conversion.raw_dataset import (
     RawDataset,
     SourceError,
     inspect_cases,
+    naming_problems,
 )
 from dataset_conversion.selection import assign_groups, contradicting_classes, select_fraction, warn_of_leaks
 from dataset_conversion.splits import Splits, find_crossings, patient_splits
@@ -83,10 +85,17 @@ class ImageItem:
 
 @dataclass
 class Listing:
-    """What a converter found in its source's folders, before any image is read."""
+    """What a converter found in its source's folders, before any image is read.
+
+    Attributes:
+        items: the images.
+        problems: naming file, fault and remedy.
+        concerns_all: a problem is one of the source as a whole, so that no image can be converted.
+    """
 
     items: list[ImageItem] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    concerns_all: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,7 +157,10 @@ def read_grey(path: Path) -> GreyImage:
         SourceError: it cannot be read, or has more than 8 bits a channel.
     """
     try:
+        check_file(path)
         with Image.open(path) as image:
+            if max(image.size) > MAX_PIXELS:
+                raise SourceError(f"{path}: declares {image.width}×{image.height} pixels; {AGAIN}, or remove it")
             if image.mode.startswith(("I", "F")):
                 raise SourceError(
                     f"{path}: has more than 8 bits a pixel ({image.mode}); remove it, or convert it as NIfTI "
@@ -159,21 +171,22 @@ def read_grey(path: Path) -> GreyImage:
             # Pillow's L is the luminance of ITU-R 601; equal channels come through unchanged
             grey = upright if upright.mode == "L" else upright.convert("RGB").convert("L")
             return GreyImage(np.asarray(grey, dtype=np.uint8), turned)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, SourceError):
-            raise
-        fault = " ".join(str(error).replace(f"'{path}'", "it").split())
+    except SourceError:
+        raise
+    except Exception as error:  # Pillow's decoders raise errors of many types for corrupt files
+        fault = " ".join(str(error).removeprefix(f"{path}: ").replace(f"'{path}'", "it").split())
         raise SourceError(f"{path}: not a complete image ({fault}); {AGAIN}, or remove it") from error
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Returns the image files directly in a folder, sorted; links, hidden files and other rubbish are left out."""
+    """Returns what is named as an image directly in a folder, sorted; hidden files and other rubbish are left out.
+
+    Broken links and folders of such names are among them, for reading them to fail and to say so.
+    """
     if not folder.is_dir():
         return []
     return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".") and path.is_file()
+        path for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".")
     )
 
 
@@ -260,12 +273,19 @@ def convert_images(
     if pool:
         items = [replace(item, case=replace(item.case, split="train")) for item in items]
     paths = [item.path for item in items]
-    problems = listing.problems + contradicting_classes([item.case for item in items], paths)
-    reports = inspect_cases(inspect_image, items, request, problems)
+    if listing.concerns_all:
+        request = replace(request, strict=True)
+    contradictions, copies = contradicting_classes([item.case for item in items], paths)
+    items = [item for number, item in enumerate(items) if number not in copies]
+    reports, problems = inspect_cases(inspect_image, items, request, [*listing.problems, *contradictions])
+    faultless = {report.case.case for report in reports}
+    items = [item for item in items if item.case.case in faultless]
+    paths = [item.path for item in items]
     grouped = assign_groups([item.case for item in items], paths, request.n_processes)
     warn_of_leaks(grouped)
     cases = select_fraction(grouped, request.fraction, request.seed)
-    splits = make_splits(cases)
+    with naming_problems(problems, request):
+        splits = make_splits(cases)
     if find_crossings(splits, cases):
         logger.warning(
             "the source's own validation part leaks: %d patient(s) or group(s) of images of the same slice are on both "
@@ -277,7 +297,8 @@ def convert_images(
     reports = [replace(report, case=with_case[report.case.case]) for report in reports if report.case.case in with_case]
     schema = ClassSchema.from_dataset_json(dataset_json)
     table = summary_table(reports, schema.class_names if schema else (), "px")
-    result = ConversionResult(dataset.folder, f"{table}\n{summary_notes(reports)}", len(cases))
+    text = f"{table}\n{summary_notes(reports)}"
+    result = ConversionResult(dataset.folder, text, len(cases), problems=tuple(problems))
     if request.dry_run:
         return result
     dataset.begin(cases)
@@ -288,7 +309,7 @@ def convert_images(
             tasks.append(WriteTask(item, dataset.image_path(case), dataset.label_path(case)))
     dataset.write_cases(write_image, tasks, request.n_processes)
     content = {"name": request.dataset_name, **dataset_json, "labels": label_names(item_of[x.case] for x in cases)}
-    dataset.finish(cases, splits, content)
+    dataset.finish(cases, splits, content, problems)
     return result
 
 

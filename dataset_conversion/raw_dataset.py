@@ -11,12 +11,12 @@ A converter (see `figshare.py`) goes through these steps:
 Nothing is written before every check has passed, so that a dry run is the first two steps.
 """
 
-import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from braintum_commands.provenance import PROVENANCE_FILE, command_line, versions
 from dataset_conversion.atomic import PARTIAL_PREFIX, remove_partial_files, sync_disks, write_json_atomic
 from dataset_conversion.cases import CASES_FILE, Case, write_cases
 from dataset_conversion.disk import explain_unwritable
+from dataset_conversion.json_files import read_json
 from dataset_conversion.parallel import default_processes, run_cases
 from dataset_conversion.pseudonyms import Pseudonyms
 from dataset_conversion.splits import SPLITS_FILE, Splits
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 STATE_FILE = "conversion_in_progress.json"
 DATASET_FILE = "dataset.json"
+LEFT_OUT_FILE = "left_out.json"
 _FOLDER_ENDINGS = {"train": "Tr", "test": "Ts"}
 
 Item = TypeVar("Item")
@@ -64,6 +66,7 @@ class ConversionRequest:
         fraction: the share of the patients (or groups, or cases) to convert, above 0, at most 1; see `selection.py`.
         seed: chooses which, if `fraction` is below 1.
         pseudonyms: replace the identifiers of cases and patients; None keeps them.
+        strict: a faulty case stops the conversion before anything is written; otherwise it is left out and listed.
     """
 
     source: Path
@@ -77,6 +80,7 @@ class ConversionRequest:
     fraction: float = 1.0
     seed: int = 42
     pseudonyms: Pseudonyms | None = None
+    strict: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.dataset_id <= 999:
@@ -106,6 +110,7 @@ class ConversionResult:
         n_cases: number of cases.
         configuration: nnU-Net's configuration for the data: `2d` for slices, `3d_fullres` for volumes.
         has_classes: whether the data set declares classes.
+        problems: of the cases that were left out, each naming file, fault and remedy; empty if the request is strict.
     """
 
     folder: Path
@@ -113,6 +118,7 @@ class ConversionResult:
     n_cases: int
     configuration: str = "2d"
     has_classes: bool = True
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,12 +154,37 @@ def raise_problems(problems: Sequence[str], source: Path) -> None:
         )
 
 
+def check_problems(problems: Sequence[str], request: ConversionRequest, n_left: int) -> None:
+    """Raises the problems of single cases where they stop the conversion: if it is strict, or if no case is left.
+
+    Raises:
+        SourceError: see :func:`raise_problems`.
+    """
+    if request.strict or not n_left:
+        raise_problems(problems, request.source)
+
+
+@contextmanager
+def naming_problems(problems: Sequence[str], request: ConversionRequest) -> Iterator[None]:
+    """Adds the problems of cases that were left out to a ValueError: too few cases may be what they led to.
+
+    Raises:
+        SourceError: there was an error, and there are problems.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if problems and not isinstance(error, SourceError):
+            raise_problems([str(error), *problems], request.source)
+        raise
+
+
 def inspect_cases(
     inspect: Callable[[Item], Inspection],
     items: Sequence[Item],
     request: ConversionRequest,
     earlier_problems: Sequence[str] = (),
-) -> list[CaseReport]:
+) -> tuple[list[CaseReport], list[str]]:
     """Checks every case.
 
     Args:
@@ -163,15 +194,18 @@ def inspect_cases(
         earlier_problems: what is already known to be wrong, to be reported together with the problems found here.
 
     Returns:
-        The reports, in the order of the items.
+        The reports of the faultless cases, in the order of the items; and the problems of the others, the earlier ones
+        first, which are to be left out.
 
     Raises:
-        SourceError: at least one case has a problem; the message lists the problems of all cases.
+        SourceError: a case has a problem and the request is strict, or no case is left; the message lists the problems
+            of all cases.
     """
     inspections = run_cases(inspect, items, request.n_processes, "checking")
-    problems = [problem for inspection in inspections for problem in inspection.problems]
-    raise_problems([*earlier_problems, *problems], request.source)
-    return [inspection.report for inspection in inspections if inspection.report is not None]
+    problems = [*earlier_problems, *(problem for inspection in inspections for problem in inspection.problems)]
+    reports = [inspection.report for inspection in inspections if inspection.report is not None]
+    check_problems(problems, request, len(reports))
+    return reports, problems
 
 
 class RawDataset:
@@ -338,13 +372,18 @@ class RawDataset:
             logger.warning("%s is not complete; the same command continues the conversion", self.build_folder)
             raise
 
-    def finish(self, cases: Sequence[Case], splits: Splits, dataset_json: Mapping[str, Any]) -> None:
+    def finish(
+        self, cases: Sequence[Case], splits: Splits, dataset_json: Mapping[str, Any], problems: Sequence[str] = ()
+    ) -> None:
         """Writes `cases.csv`, `splits_final.json` and `dataset.json`, and moves a replacement to its place.
+
+        Where cases were left out, `left_out.json` lists why, unless the data set is pseudonymised.
 
         Args:
             cases: all cases.
             splits: of the training cases.
             dataset_json: the content of `dataset.json` apart from `numTraining` and `file_ending`.
+            problems: of cases that were left out.
         """
         if self.pseudonyms is not None:
             cases, splits = self.pseudonyms.cases(cases), self.pseudonyms.splits(splits)
@@ -354,6 +393,9 @@ class RawDataset:
         content["file_ending"] = self.file_ending
         write_cases(self.build_folder / CASES_FILE, cases)
         write_json_atomic(self.build_folder / SPLITS_FILE, splits)
+        if problems and self.pseudonyms is None:  # they name files, and those patients
+            folder = self._state["source"] + os.sep
+            write_json_atomic(self.build_folder / LEFT_OUT_FILE, [problem.replace(folder, "") for problem in problems])
         write_json_atomic(self.build_folder / PROVENANCE_FILE, self._provenance())
         sync_disks()  # dataset.json says that all is there: after a power failure, too
         write_json_atomic(self.build_folder / DATASET_FILE, content)
@@ -376,9 +418,9 @@ def _is_empty(folder: Path) -> bool:
 def _read_state(folder: Path) -> Any:
     """Returns what an unfinished conversion in this folder converts; None if there is none."""
     try:
-        return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        return read_json(folder / STATE_FILE, "the conversion is not resumed")
     except FileNotFoundError:
         return None
     except ValueError as error:
-        logger.warning("%s: not valid JSON (%s); the conversion is not resumed", folder / STATE_FILE, error)
+        logger.warning("%s", error)
         return None

@@ -28,7 +28,8 @@ def byte_identical_groups(paths: Sequence[Path]) -> list[list[int]]:
     """
     of_size: dict[int, list[int]] = defaultdict(list)
     for number, path in enumerate(paths):
-        of_size[path.stat().st_size].append(number)
+        if path.is_file():  # no broken link, no folder
+            of_size[path.stat().st_size].append(number)
     groups: dict[bytes, list[int]] = defaultdict(list)
     for numbers in of_size.values():
         if len(numbers) > 1:  # a file of unique size has no twin, and need not be read
@@ -37,7 +38,7 @@ def byte_identical_groups(paths: Sequence[Path]) -> list[list[int]]:
     return sorted(group for group in groups.values() if len(group) > 1)
 
 
-def contradicting_classes(cases: Sequence[Case], paths: Sequence[Path]) -> list[str]:
+def contradicting_classes(cases: Sequence[Case], paths: Sequence[Path]) -> tuple[list[str], set[int]]:
     """Finds byte-identical images of different classes.
 
     Args:
@@ -45,21 +46,25 @@ def contradicting_classes(cases: Sequence[Case], paths: Sequence[Path]) -> list[
         paths: the images.
 
     Returns:
-        One problem a pair, with both names and the remedy.
+        One problem a pair, with both names and the remedy; and the positions of all images that are such copies.
     """
     problems = []
+    copies: set[int] = set()
     for group in byte_identical_groups(paths):
         first_of_class: dict[str, int] = {}
         for number in group:
             if cases[number].tumour_class:
                 first_of_class.setdefault(cases[number].tumour_class, number)
-        first, *others = first_of_class.values() if first_of_class else group[:1]
+        if len(first_of_class) < 2:
+            continue
+        copies.update(group)
+        first, *others = first_of_class.values()
         problems += [
             f"{paths[first]}: is {cases[first].tumour_class}, but its identical copy {paths[other]} is "
             f"{cases[other].tumour_class}; remove the wrong one, or both"
             for other in others
         ]
-    return problems
+    return problems, copies
 
 
 def assign_groups(cases: Sequence[Case], paths: Sequence[Path], n_processes: int) -> list[Case]:

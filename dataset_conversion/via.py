@@ -6,7 +6,6 @@ with x to the right and y downwards; integers are pixel centres here, as in scik
 `theta`, in radians and clockwise as one sees it, about its centre.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from skimage.draw import polygon
 
+from dataset_conversion.json_files import read_json
 from dataset_conversion.natural_images import AGAIN, TUMOUR_LABEL, GreyImage
 from dataset_conversion.raw_dataset import SourceError
 
@@ -58,9 +58,11 @@ def read_annotations(path: Path) -> list[Annotation]:
         SourceError: it is not one, or holds regions of an unknown kind; all faults are listed.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path}: not valid JSON ({error}); {AGAIN}") from error
+        content = read_json(path, AGAIN)
+    except ValueError as error:
+        raise SourceError(str(error)) from error
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error}); {AGAIN}") from error
     if isinstance(content, Mapping):
         content = content.get("_via_img_metadata", content)
     if not isinstance(content, Mapping) or not all(isinstance(entry, Mapping) for entry in content.values()):
@@ -76,7 +78,7 @@ def read_annotations(path: Path) -> list[Annotation]:
         for region in regions.values() if isinstance(regions, Mapping) else regions:
             try:
                 found.append(_read_region(region["shape_attributes"]))
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 fault = f"misses {error}" if isinstance(error, KeyError) else error
                 faults.append(f"a region of {entry['filename']} cannot be read: {fault}")
         size = entry.get("size")

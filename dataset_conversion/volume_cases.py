@@ -23,7 +23,8 @@ from dataset_conversion.raw_dataset import (
     ConversionResult,
     RawDataset,
     SourceError,
-    raise_problems,
+    check_problems,
+    naming_problems,
 )
 from dataset_conversion.selection import select_fraction
 from dataset_conversion.slices import (
@@ -187,17 +188,22 @@ def convert_volumes(
         The data set's folder and summary.
 
     Raises:
-        SourceError: the source has faults; all of them are listed, and nothing is written.
+        SourceError: the source has faults and the request is strict, or no case is without; all of them are listed, and
+            nothing is written.
         ValueError: the training cases are of fewer than two patients.
     """
     chosen = {case.case for case in select_fraction([x.case for x in sources], request.fraction, request.seed)}
     sources = [source for source in sources if source.case.case in chosen]
     inspections = run_cases(partial(inspect_volume, target=target), sources, request.n_processes, "checking")
-    raise_problems([*problems, *(problem for found in inspections for problem in found.problems)], request.source)
+    problems = [*problems, *(problem for found in inspections for problem in found.problems)]
+    check_problems(problems, request, sum(not found.problems for found in inspections))
+    faultless = [(source, found) for source, found in zip(sources, inspections, strict=True) if not found.problems]
+    sources, inspections = [source for source, _ in faultless], [found for _, found in faultless]
 
     reports = [report for found in inspections for report in found.reports]
     cases = [report.case for report in reports]
-    splits = patient_splits(cases)
+    with naming_problems(problems, request):
+        splits = patient_splits(cases)
     remarks: dict[str, list[str]] = defaultdict(list)
     for source, found in zip(sources, inspections, strict=True):
         for remark in found.remarks:
@@ -209,7 +215,7 @@ def convert_volumes(
     # a distance of slices that nobody knows is no ground for 3-D patches
     configuration = "3d_fullres" if target.slices is None and target.spacing_known else "2d"
     result = ConversionResult(
-        dataset.folder, "\n".join(lines), len(cases), configuration, "classification" in dataset_json
+        dataset.folder, "\n".join(lines), len(cases), configuration, "classification" in dataset_json, tuple(problems)
     )
     if request.dry_run:
         return result
@@ -224,7 +230,7 @@ def convert_volumes(
     }
     if remarks:
         content["remarks"] = {remark: remarks[remark] for remark in sorted(remarks)}
-    dataset.finish(cases, splits, content)
+    dataset.finish(cases, splits, content, problems)
     return result
 
 

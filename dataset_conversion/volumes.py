@@ -10,6 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from dataset_conversion.atomic import atomic_path
+from dataset_conversion.file_checks import DamagedFileError, check_file
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 DICOM_ENDINGS = (".dcm", ".ima")
@@ -82,7 +83,12 @@ def read_volume(path: Path) -> sitk.Image:
     Raises:
         VolumeError: it cannot be read, is not such an image, or is a DICOM series with gaps or more than one series.
     """
-    names = [str(path)] if path.is_file() else _series_files(path)
+    names = _series_files(path) if path.is_dir() and not is_volume_file(path) else [str(path)]
+    try:
+        for name in names:
+            check_file(name)
+    except DamagedFileError as error:
+        raise VolumeError(f"{error}; copy or export it again") from error
     try:
         image = sitk.ReadImage(names[0]) if len(names) == 1 else sitk.ReadImage(names)
     except RuntimeError as error:
@@ -93,6 +99,7 @@ def read_volume(path: Path) -> sitk.Image:
         raise VolumeError(
             f"{path}: has {image.GetNumberOfComponentsPerPixel()} values a voxel; export each as a volume of its own"
         )
+    _check_grid(path, image)
     array = sitk.GetArrayViewFromImage(image)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise VolumeError(f"{path}: holds NaN or infinity; replace these values, for example with 0")
@@ -167,11 +174,46 @@ def _numbers(text: str, count: int) -> list[float]:
     return values
 
 
-def geometry_problems(volumes: Mapping[Path, sitk.Image]) -> list[str]:
+def check_images(files: Sequence[str]) -> None:
+    """Checks the channels of a case before they are read: the files, and that all lie on one grid.
+
+    Args:
+        files: one a channel, of any format.
+
+    Raises:
+        DamagedFileError: see :func:`dataset_conversion.file_checks.check_file`.
+        VolumeError: their grids differ, or are none: nnU-Net would only warn of that.
+    """
+    headers: dict[Path, sitk.ImageFileReader] = {}
+    for file in files:
+        check_file(file)
+        if file.lower().endswith((*VOLUME_ENDINGS, *DICOM_ENDINGS)):
+            reader = sitk.ImageFileReader()
+            reader.SetFileName(file)
+            try:
+                reader.ReadImageInformation()
+            except RuntimeError as error:
+                raise VolumeError(f"{file}: not readable ({_last_line(error)}); copy or export it again") from error
+            _check_grid(Path(file), reader)
+            headers[Path(file)] = reader
+    if len(headers) > 1 and (problems := geometry_problems(headers)):
+        raise VolumeError(*problems)
+
+
+def _check_grid(path: Path, image: sitk.Image | sitk.ImageFileReader) -> None:
+    dimension = image.GetDimension()
+    axes = np.array(image.GetDirection()).reshape(dimension, dimension)
+    if not np.abs(axes.T @ axes - np.eye(dimension)).max() < DIRECTION_TOLERANCE:  # NaN too
+        raise VolumeError(f"{path}: its axes are not at right angles (sheared, or singular); resample it onto a grid")
+    if not np.isfinite([*image.GetSpacing(), *image.GetOrigin()]).all() or min(image.GetSpacing()) <= 0:
+        raise VolumeError(f"{path}: spacing or origin is not finite; export it again")
+
+
+def geometry_problems(volumes: Mapping[Path, sitk.Image | sitk.ImageFileReader]) -> list[str]:
     """Compares the grids of volumes that belong together.
 
     Args:
-        volumes: file -> volume; all are compared with the first.
+        volumes: file -> volume, or reader that knows its header; all are compared with the first.
 
     Returns:
         One problem for each volume on another grid; it names both files and the differences.
@@ -189,9 +231,11 @@ def geometry_problems(volumes: Mapping[Path, sitk.Image]) -> list[str]:
     return problems
 
 
-def geometry_differences(one: sitk.Image, other: sitk.Image) -> list[str]:
+def geometry_differences(one: sitk.Image | sitk.ImageFileReader, other: sitk.Image | sitk.ImageFileReader) -> list[str]:
     """Returns in which respects the grids of two volumes differ by more than the tolerances, with the values."""
     differences = []
+    if one.GetDimension() != other.GetDimension():
+        return [f"{other.GetDimension()} dimensions instead of {one.GetDimension()}"]
     if one.GetSize() != other.GetSize():
         differences.append(f"size {_by(other.GetSize())} instead of {_by(one.GetSize())}")
     for name, values, expected, tolerance, unit in (

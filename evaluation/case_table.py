@@ -159,6 +159,15 @@ class CaseTable:
         """Whether ``cases.csv`` names the patients."""
         return any(row.patient for row in self.predictions.cases.values())
 
+    def without(self, faults: Mapping[str, str]) -> "CaseTable":
+        """The same without some cases: of models side by side, those that cannot be evaluated for one of them.
+
+        Args:
+            faults: case → what is wrong with it.
+        """
+        rows = [row for row in self.per_case if row["case"] not in faults]
+        return CaseTable(self.predictions.without(faults), self.labels, rows)
+
     def write_csv(self, file: Path) -> None:
         """One row a case: truth, prediction, and every metric of every label."""
         schema, rows, results = self.predictions.schema, self.predictions.cases, self.predictions.class_results
@@ -189,15 +198,17 @@ class CaseTable:
                 )
 
 
-def case_table(predictions: Predictions, n_processes: int = 1) -> CaseTable:
+def case_table(predictions: Predictions, n_processes: int = 1, strict: bool = True) -> CaseTable:
     """Compute every figure of every case.
 
     Args:
         predictions: what to evaluate.
         n_processes: number of processes.
+        strict: a case whose files are damaged or do not match is an error; otherwise it is left out and noted in the
+            table's ``predictions.failed``.
 
     Raises:
-        ValueError: prediction and truth of a case do not match.
+        ValueError: prediction and truth of a case do not match, or of all of them.
     """
     labels = named_labels(predictions.dataset_json)
     files = [(case, predictions.references[case], mask) for case, mask in predictions.masks.items()]
@@ -207,8 +218,14 @@ def case_table(predictions: Predictions, n_processes: int = 1) -> CaseTable:
         list(labels.values()),
         predictions.dataset_json["labels"].get("ignore"),
         n_processes,
+        strict=strict,
     )
-    return CaseTable(predictions, labels, per_case)
+    faults = {case["case"]: case["fault"] for case in per_case if "fault" in case}
+    return CaseTable(
+        predictions.without(faults) if faults else predictions,
+        labels,
+        [case for case in per_case if "fault" not in case],
+    )
 
 
 def _mean_over_defined(values: np.ndarray) -> np.ndarray:

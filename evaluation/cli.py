@@ -2,11 +2,12 @@
 
 import argparse
 import itertools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from braintum_commands.command import run_command
+from braintum_commands.command import EXIT_SOME_FAILED, run_command
 from dataset_conversion.parallel import default_processes
 from evaluation.stress_cli import add_arguments as add_stress_arguments
 from evaluation.stress_cli import check_arguments as check_stress_arguments
@@ -64,7 +65,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def evaluate(argv: list[str] | None = None) -> int:
-    """Run the command; see ``braintum_evaluate -h``."""
+    """Run the command; see ``braintum_evaluate -h``.
+
+    Returns:
+        0, or 3 where some cases could not be evaluated.
+    """
     args = build_parser().parse_args(argv)
     check_stress_arguments(args)
     if not args.stress and (args.g is None) == (args.d is None):
@@ -87,15 +92,17 @@ def evaluate(argv: list[str] | None = None) -> int:
 
     if args.ensembles:
         sources += _ensembles(sources, args)
-    tables, summaries = [], []
-    for predictions, output in sources:
-        table = case_table(predictions, args.np)
+    tables = [case_table(predictions, args.np, strict=False) for predictions, _ in sources]
+    # models are compared on the same cases
+    failed = {case: fault for table in tables for case, fault in table.predictions.failed.items()}
+    tables = [table.without(failed) for table in tables] if failed else tables
+    summaries = []
+    for table, (_, output) in zip(tables, sources, strict=True):
         summary = summarise_table(table, args.resamples)
         write_evaluation(table, summary, output)
-        tables.append(table)
         summaries.append(summary)
         if args.find_postprocessing:
-            _find_postprocessing(predictions, output, args.np)
+            _find_postprocessing(table.predictions, output, args.np)
     if len(sources) == 1:
         shown = tables_of(summaries[0])
     else:
@@ -105,13 +112,18 @@ def evaluate(argv: list[str] | None = None) -> int:
     for part in shown:
         print(f"{part.title}\n\n{part.text('simple')}\n")
     print("written to " + ", ".join(str(output) for _, output in sources))
-    return 0
+    for case, fault in failed.items():
+        print(f"not evaluated: {case}: {fault}", file=sys.stderr)
+    return EXIT_SOME_FAILED if failed else 0
 
 
 def _folders(args: argparse.Namespace) -> "list[tuple[Predictions, Path]]":
     from evaluation.predictions import predictions_in_folder
 
-    found = [predictions_in_folder(Path(folder), args.g, args.djfile, args.cases, args.partial) for folder in args.p]
+    found = [
+        predictions_in_folder(Path(folder), args.g, args.djfile, args.cases, args.partial, strict=False)
+        for folder in args.p
+    ]
     several = len(found) > 1
     outputs = [
         args.o / predictions.name if several and args.o else args.o or Path(folder)
@@ -146,7 +158,7 @@ def _models(args: argparse.Namespace) -> "list[tuple[Predictions, Path]]":
     from evaluation.predictions import predictions_of_folds
 
     existing = _model_folders(args)
-    found = [predictions_of_folds(folder, args.f, args.cases) for folder in existing]
+    found = [predictions_of_folds(folder, args.f, args.cases, strict=False) for folder in existing]
     outputs = []
     for predictions, folder in zip(found, existing, strict=True):
         folds = tuple(sorted(set(predictions.fold_of_case.values())))

@@ -1,9 +1,9 @@
 """What is evaluated: predicted masks and classes beside their truth, from a folder or from the folds of a model."""
 
 import csv
-import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
 from dataset_conversion.cases import CASES_FILE, Case, ClassSchema, find_cases_file, read_cases
+from dataset_conversion.json_files import read_dataset_json
+from dataset_conversion.json_files import read_json_object as read_json
 
 CLASSES_FOLDER, CLASSES_FILE, VALIDATION_CLASSES_FILE = "classes", "classes.csv", "classification.json"
 
@@ -29,6 +31,7 @@ class Predictions:
         cases: case → row of ``cases.csv``; empty if there is none.
         fold_of_case: case → fold that held it out; empty for a folder of predictions.
         missing: cases that have a true segmentation but no prediction.
+        failed: cases that cannot be evaluated, with what is wrong; no longer among the others.
     """
 
     name: str
@@ -39,6 +42,34 @@ class Predictions:
     cases: Mapping[str, Case] = field(default_factory=dict)
     fold_of_case: Mapping[str, int] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    def without(self, faults: Mapping[str, str]) -> "Predictions":
+        """The same without some cases.
+
+        Args:
+            faults: case → what is wrong with it.
+
+        Raises:
+            ValueError: no case is left; the message lists all faults.
+        """
+        failed = {**self.failed, **faults}
+        masks = {case: file for case, file in self.masks.items() if case not in failed}
+        if not masks:
+            raise ValueError("\n".join([f"{self.name}: no case can be evaluated:", *failed.values()]))
+
+        def of_others(mapping: Mapping[str, Any]) -> dict[str, Any]:
+            return {case: value for case, value in mapping.items() if case not in failed}
+
+        return replace(
+            self,
+            masks=masks,
+            references=of_others(self.references),
+            class_results=of_others(self.class_results),
+            cases=of_others(self.cases),
+            fold_of_case=of_others(self.fold_of_case),
+            failed=failed,
+        )
 
     @property
     def schema(self) -> ClassSchema | None:
@@ -59,6 +90,7 @@ def predictions_in_folder(
     cases_file: Path | None = None,
     partial: bool = False,
     name: str | None = None,
+    strict: bool = True,
 ) -> Predictions:
     """A folder that ``braintum_predict`` or ``nnUNetv2_predict`` wrote, against a folder of true segmentations.
 
@@ -69,6 +101,7 @@ def predictions_in_folder(
         cases_file: ``cases.csv``; None looks beside the reference folder.
         partial: evaluate what is predicted, although cases are missing.
         name: default: the folder's own.
+        strict: a damaged class result is an error; otherwise its case is left out and noted.
 
     Raises:
         FileNotFoundError: a folder or file is missing, or nothing is predicted.
@@ -77,7 +110,7 @@ def predictions_in_folder(
     for folder in (prediction_folder, reference_folder):
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is no folder")
-    dataset_json = read_json(
+    dataset_json = read_dataset_json(
         dataset_file or _first_file((prediction_folder, reference_folder.parent), "dataset.json", "-djfile")
     )
     ending = dataset_json["file_ending"]
@@ -94,7 +127,9 @@ def predictions_in_folder(
             "predict all of them, or evaluate what is there with --partial"
         )
     schema = ClassSchema.from_dataset_json(dataset_json)
-    results = {} if schema is None else read_class_results(prediction_folder, schema)
+    failed: dict[str, str] | None = None if strict else {}
+    results = {} if schema is None else read_class_results(prediction_folder, schema, failed)
+    masks = {case: file for case, file in masks.items() if case not in (failed or {})}
     if cases_file is None and (reference_folder.parent / CASES_FILE).is_file():
         cases_file = reference_folder.parent / CASES_FILE
     return Predictions(
@@ -105,11 +140,11 @@ def predictions_in_folder(
         _of_these_cases(results, masks, prediction_folder),
         {} if cases_file is None else _rows(cases_file, schema, masks),
         missing=missing,
-    )
+    ).without(failed or {})
 
 
 def predictions_of_folds(
-    model_folder: Path, folds: Sequence[int] | None = None, cases_file: Path | None = None
+    model_folder: Path, folds: Sequence[int] | None = None, cases_file: Path | None = None, strict: bool = True
 ) -> Predictions:
     """Validation of the folds of a trained model, merged: each case once, predicted by the fold that held it out.
 
@@ -117,13 +152,17 @@ def predictions_of_folds(
         model_folder: ``nnUNet_results/DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION``.
         folds: None for all that have finished their validation.
         cases_file: ``cases.csv``; None looks where training does.
+        strict: see :func:`predictions_in_folder`.
 
     Raises:
         FileNotFoundError: a fold or the truth is missing.
         ValueError: a case occurs in two folds, has no truth, or a file is damaged.
     """
-    dataset_json = read_json(_first_file((model_folder,), "dataset.json"))
-    dataset_name = read_json(_first_file((model_folder,), "plans.json"))["dataset_name"]
+    dataset_json = read_dataset_json(_first_file((model_folder,), "dataset.json"))
+    plans_file = _first_file((model_folder,), "plans.json")
+    dataset_name = read_json(plans_file).get("dataset_name")
+    if not isinstance(dataset_name, str) or not re.fullmatch(r"Dataset\d{3}_[^/\\]{1,200}", dataset_name):
+        raise ValueError(f"{plans_file} names no data set (dataset_name is {str(dataset_name)[:100]!r}); restore it")
     preprocessed = Path(nnUNet_preprocessed.get() or "nnUNet_preprocessed (not set)") / dataset_name
     raw = Path(nnUNet_raw.get() or "nnUNet_raw (not set)") / dataset_name
     gt_folders = [folder for folder in (preprocessed / "gt_segmentations", raw / "labelsTr") if folder.is_dir()]
@@ -137,6 +176,7 @@ def predictions_of_folds(
     masks: dict[str, Path] = {}
     results: dict[str, Mapping[str, Any]] = {}
     fold_of_case: dict[str, int] = {}
+    failed: dict[str, str] | None = None if strict else {}
     for fold in validated_folds(model_folder) if folds is None else folds:
         folder = model_folder / f"fold_{fold}" / "validation"
         here = files_by_case(folder, dataset_json["file_ending"]) if folder.is_dir() else {}
@@ -147,14 +187,16 @@ def predictions_of_folds(
         masks |= here
         fold_of_case |= dict.fromkeys(here, fold)
         if schema is not None:
-            results |= _of_these_cases(read_class_results(folder, schema), here, folder)
+            of_fold = read_class_results(folder, schema, failed)
+            results |= _of_these_cases(of_fold, {case: here[case] for case in here.keys() - (failed or {})}, folder)
     if strangers := sorted(masks.keys() - references.keys()):
         raise ValueError(f"{model_folder}: {_some(strangers)} have no true segmentation in {gt_folders[0]}")
     if cases_file is None and schema is not None:
         cases_file = find_cases_file(preprocessed, raw)
     cases = {} if cases_file is None else _rows(cases_file, schema, masks)
     references = {case: references[case] for case in masks}
-    return Predictions(model_folder.name, masks, references, dataset_json, results, cases, fold_of_case)
+    found = Predictions(model_folder.name, masks, references, dataset_json, results, cases, fold_of_case)
+    return found.without(failed or {})
 
 
 def validated_folds(model_folder: Path) -> list[int]:
@@ -170,8 +212,15 @@ def validated_folds(model_folder: Path) -> list[int]:
     return folds
 
 
-def read_class_results(folder: Path, schema: ClassSchema) -> dict[str, dict[str, Any]]:
+def read_class_results(
+    folder: Path, schema: ClassSchema, failed: dict[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
     """Class results by case: what ``braintum_predict`` or a trainer's validation wrote into a folder.
+
+    Args:
+        folder: of predictions or of a validation.
+        schema: the classes of the data set.
+        failed: gets the cases whose results are damaged, with what is wrong; None makes that an error.
 
     Returns:
         Case → ``predicted_class``, ``probabilities`` by class, and whatever else was written; empty if the folder
@@ -180,10 +229,20 @@ def read_class_results(folder: Path, schema: ClassSchema) -> dict[str, dict[str,
     Raises:
         ValueError: a file is damaged, or of a model with other classes.
     """
+    found: dict[Path, Mapping[str, Any]] = {}
     if (folder / VALIDATION_CLASSES_FILE).is_file():
-        found = {folder / VALIDATION_CLASSES_FILE: read_json(folder / VALIDATION_CLASSES_FILE).get("cases", {})}
+        by_case = read_json(folder / VALIDATION_CLASSES_FILE).get("cases", {})
+        if not isinstance(by_case, dict):
+            raise ValueError(f"{folder / VALIDATION_CLASSES_FILE}: its cases are no JSON object; validate again")
+        found = {folder / VALIDATION_CLASSES_FILE: by_case}
     elif (folder / CLASSES_FOLDER).is_dir():
-        found = {file: {file.stem: read_json(file)} for file in sorted((folder / CLASSES_FOLDER).glob("[!.]*.json"))}
+        for file in sorted((folder / CLASSES_FOLDER).glob("[!.]*.json")):
+            try:
+                found[file] = {file.stem: read_json(file)}
+            except (ValueError, OSError) as error:
+                if failed is None:
+                    raise
+                failed[file.stem] = str(error) if isinstance(error, ValueError) else f"{file}: {error.strerror}"
     elif (folder / CLASSES_FILE).is_file():
         found = {folder / CLASSES_FILE: _read_classes_csv(folder / CLASSES_FILE)}
     else:
@@ -191,21 +250,37 @@ def read_class_results(folder: Path, schema: ClassSchema) -> dict[str, dict[str,
     results = {}
     for file, by_case in found.items():
         for case, result in by_case.items():
-            probabilities = result.get("probabilities") if isinstance(result, dict) else None
-            if not isinstance(probabilities, dict) or set(probabilities) != set(schema.class_names):
-                raise ValueError(
-                    f"{file}: {case} has no probabilities of the classes {', '.join(schema.class_names)}; was it "
-                    "predicted with another model?"
-                )
-            results[case] = result
+            fault = _class_result_fault(result, schema)
+            if not fault:
+                results[case] = result
+            elif failed is None:
+                raise ValueError(f"{file}: {case} {fault}; was it predicted with another model?")
+            else:
+                failed[case] = f"{file}: {case} {fault}; was it predicted with another model?"
     return results
+
+
+def _class_result_fault(result: Any, schema: ClassSchema) -> str:
+    """What is wrong with the class result of a case; empty if nothing is."""
+    tables = [result.get("probabilities")] if isinstance(result, dict) else [None]
+    by_region = result.get("by_region") or {} if isinstance(result, dict) else {}
+    tables += list(by_region.values()) if isinstance(by_region, dict) else [None]
+    for table in tables:
+        if not isinstance(table, dict) or set(table) != set(schema.class_names):
+            return f"has no probabilities of the classes {', '.join(schema.class_names)}"
+        values = list(table.values())
+        if not all(type(value) in (int, float) and 0 <= value <= 1 for value in values) or not 0.5 < sum(values) < 1.5:
+            return "has probabilities that are none"
+    if result.get("predicted_class") not in ("", *schema.class_names):
+        return f"is of the class {str(result.get('predicted_class'))[:100]!r}, which is unknown"
+    return ""
 
 
 def _read_classes_csv(file: Path) -> dict[str, dict[str, Any]]:
     prefix = "probability_"
-    with open(file, newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
     try:
+        with open(file, newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
         return {
             row["case"]: {
                 "predicted_class": row["predicted_class"],
@@ -215,7 +290,7 @@ def _read_classes_csv(file: Path) -> dict[str, dict[str, Any]]:
             }
             for row in rows
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
         raise ValueError(f"{file} is no table that braintum_predict wrote: {error!r}; predict again") from error
 
 
@@ -249,21 +324,6 @@ def _first_file(folders: Sequence[Path], name: str, flag: str | None = None) -> 
         f"no {name} in {' nor in '.join(str(folder) for folder in folders)}"
         + (f"; name it with {flag}" if flag else ": no folder of a trained model")
     )
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Content of a JSON file that holds an object.
-
-    Raises:
-        ValueError: it does not.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no JSON object")
-    return content
 
 
 def _some(names: Sequence[str]) -> str:

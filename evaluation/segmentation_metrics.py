@@ -17,8 +17,10 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 
 from dataset_conversion.atomic import atomic_path
+from dataset_conversion.file_checks import DamagedFileError
 from dataset_conversion.label_names import LabelOrRegion
 from dataset_conversion.parallel import run_cases
+from dataset_conversion.volumes import VolumeError, check_images
 from evaluation.lesions import lesion_metrics
 
 SPACING_TOLERANCE = 1e-3
@@ -142,6 +144,7 @@ def folder_metrics(
     ignore_label: int | None,
     n_processes: int,
     declared_labels: Collection[int] | None = None,
+    strict: bool = True,
 ) -> list[dict[str, Any]]:
     """:func:`case_metrics` of many cases, in several processes.
 
@@ -152,9 +155,11 @@ def folder_metrics(
         ignore_label: its voxels in the reference count for nothing.
         n_processes: number of processes.
         declared_labels: which labels there may be.
+        strict: whether a case that cannot be evaluated is an error.
 
     Returns:
-        What :func:`case_metrics` returns, and ``case``, its name; in the order of the cases.
+        What :func:`case_metrics` returns, and ``case``, its name; in the order of the cases. Unless ``strict``, of a
+        case that cannot be evaluated its name and ``fault``.
 
     Raises:
         FileNotFoundError: a file does not exist.
@@ -166,6 +171,7 @@ def folder_metrics(
         labels_or_regions=labels_or_regions,
         ignore_label=ignore_label,
         declared_labels=declared_labels,
+        strict=strict,
     )
     return run_cases(one_case, cases, n_processes, "evaluating")
 
@@ -339,7 +345,14 @@ def _read_label_map(
     """Label map (Z, Y, X) and its spacing; the first spacing of a 2-D image means nothing."""
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file} does not exist")
-    channels, properties = reader_writer.read_seg(str(file))
+    try:
+        check_images([str(file)])
+        channels, properties = reader_writer.read_seg(str(file))
+    except (DamagedFileError, VolumeError):
+        raise
+    except Exception as error:  # nnU-Net's readers raise whatever they like
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{file}: cannot be read ({reason[-1]}); predict or copy it again") from error
     if channels.ndim != 4 or len(channels) != 1:
         raise ValueError(f"{file} is no label map: one channel expected, read as shape {channels.shape}")
     undeclared = channels[~np.isin(channels, sorted(declared))]
@@ -352,9 +365,14 @@ def _read_label_map(
     return channels[0], [float(value) for value in properties["spacing"]]
 
 
-def _named_case_metrics(case: tuple[str, Path, Path], **arguments: Any) -> dict[str, Any]:
+def _named_case_metrics(case: tuple[str, Path, Path], strict: bool, **arguments: Any) -> dict[str, Any]:
     name, reference_file, prediction_file = case
-    return {"case": name, **case_metrics(reference_file, prediction_file, **arguments)}
+    try:
+        return {"case": name, **case_metrics(reference_file, prediction_file, **arguments)}
+    except (ValueError, OSError) as error:
+        if strict:
+            raise
+        return {"case": name, "fault": str(error)}
 
 
 def _labels(labels_or_regions: Iterable[LabelOrRegion]) -> set[int]:

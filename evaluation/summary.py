@@ -1,5 +1,6 @@
 """Means, intervals and rates of a set of predictions: everything that tables and reports are made of."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from dataset_conversion.patients import patient_class, patient_probabilities
 from evaluation.case_table import CaseTable
 from evaluation.classification_metrics import classification_metrics
 from evaluation.joint_metrics import UNKNOWN, joint_metrics
+from evaluation.predictions import Predictions
 from evaluation.statistics import (
     CONFIDENCE,
     NUM_RESAMPLES,
@@ -43,6 +45,7 @@ def summarise_table(table: CaseTable, num_resamples: int = NUM_RESAMPLES, seed: 
         "braintum_version": __version__,
         "num_cases": len(table.cases),
         "num_missing": len(table.predictions.missing),
+        "failed": _without_folders(table.predictions),
         "num_patients": len(set(table.patients)) if table.knows_patients else None,
         "num_clusters": len(set(table.clusters)),
         "length_unit": table.unit,
@@ -61,6 +64,15 @@ def summarise_table(table: CaseTable, num_resamples: int = NUM_RESAMPLES, seed: 
     if regions := _class_by_region(table):
         summary["class_by_region"] = regions
     return summary
+
+
+def _without_folders(predictions: Predictions) -> dict[str, str]:
+    """What is wrong with the cases that failed; exported models carry it, and a path tells of its owner."""
+    files = (*predictions.masks.values(), *predictions.references.values())
+    faults = dict(predictions.failed)
+    for folder in {f"{file.parent}{os.sep}" for file in files}:
+        faults = {case: fault.replace(folder, "") for case, fault in faults.items()}
+    return faults
 
 
 def figure(value: float, estimate: Estimate | None = None, **more: Any) -> dict[str, Any]:

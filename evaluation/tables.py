@@ -110,6 +110,8 @@ def _overview(summary: Mapping[str, Any]) -> Table:
         title += f" of {summary['num_patients']} patients"
     if summary["num_missing"]:
         title += f", {summary['num_missing']} not predicted"
+    if summary["failed"]:
+        title += f", {len(summary['failed'])} left out as faulty"
     units = "independent patients" if summary["num_patients"] is not None else "cases, as patients are not known"
     if summary["num_clusters"] < MIN_CLUSTERS:
         title += f" (no intervals: {summary['num_clusters']} {units}, {MIN_CLUSTERS} are needed)"

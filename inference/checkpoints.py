@@ -2,11 +2,13 @@
 
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 # numpy scalars in the logging of stock checkpoints; nothing here can run code
 _NUMPY_SCALARS: list[Any] = [
@@ -58,6 +60,33 @@ def load_checkpoint_safely(file: str | Path, trust: bool = False) -> dict[str, A
     ):
         raise ValueError(f"{file} is no checkpoint of nnU-Net: its weights, trainer or configuration are of odd types")
     return checkpoint
+
+
+def check_weights(network: nn.Module, checkpoint: Mapping[str, Any], file: str | Path) -> None:
+    """Refuse weights that are none of this network.
+
+    Args:
+        network: that they are to be loaded into.
+        checkpoint: of :func:`load_checkpoint_safely`.
+        file: that they come from, for messages.
+
+    Raises:
+        ValueError: names or shapes differ, values are not finite, or the mirroring axes are none.
+    """
+    again = "copy the model again, or choose another checkpoint with -chk"
+    weights, expected = checkpoint["network_weights"], network.state_dict()
+    if differing := sorted(weights.keys() ^ expected.keys()):
+        what = "lacks" if differing[0] in expected else "has weights that the network of the plans has not:"
+        raise ValueError(f"{file} {what} {differing[0]} ({len(differing)} names differ); {again}")
+    for name, values in weights.items():
+        if values.shape != expected[name].shape:
+            shapes = f"{tuple(values.shape)}, the network of the plans {tuple(expected[name].shape)}"
+            raise ValueError(f"{file}: {name} has shape {shapes}; {again}")
+        if not torch.isfinite(values).all():
+            raise ValueError(f"{file}: {name} holds NaN or infinity: its training failed, or it is damaged; {again}")
+    axes = checkpoint.get("inference_allowed_mirroring_axes")
+    if axes is not None and not (isinstance(axes, (tuple, list)) and set(axes) <= {0, 1, 2}):
+        raise ValueError(f"{file}: cannot mirror along the axes {str(axes)[:100]}; {again}")
 
 
 def to_builtin(value: Any) -> Any:

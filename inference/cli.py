@@ -7,11 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from braintum_commands.command import run_command
+from braintum_commands.command import EXIT_SOME_FAILED, run_command
 from inference.class_evidence import AGGREGATION_MODES
 from inference.model_arguments import DEFAULT_CHECKPOINT, add_model_arguments, fold, model_folder
-
-EXIT_SOME_CASES_FAILED = 3
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -186,7 +184,7 @@ def predict(argv: list[str] | None = None) -> int:
         print(f"{outcome.patients} patients listed in {Path(args.o) / PATIENTS_FILE}")
     for case, fault in outcome.failed.items():
         print(f"not predicted: {case}: {fault}", file=sys.stderr)
-    return EXIT_SOME_CASES_FAILED if outcome.failed else 0
+    return EXIT_SOME_FAILED if outcome.failed else 0
 
 
 def main() -> int:

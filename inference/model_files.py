@@ -5,28 +5,27 @@ model from elsewhere could name anything, and ask for sizes that no machine has.
 layers of torch.nn, dynamic-network-architectures or this package, other names nnU-Net's own, and numbers bounded.
 """
 
-import json
 import os
 import pydoc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
+
+from dataset_conversion import json_files
+from dataset_conversion.json_files import CLASSIFICATION_SCHEMA
 
 ALLOWED_CLASSES_VARIABLE = "braintum_allowed_classes"
 _NETWORKS = ("dynamic_network_architectures.", "architectures.")
 _LAYERS = ("torch.nn.", *_NETWORKS)
-_LARGEST_FILE = 64 * 2**20
+_AGAIN = "copy the model again"
 _MAX_PARAMETERS = 4_000_000_000
 
 _NAME = {"type": "string", "pattern": r"^[A-Za-z_][A-Za-z0-9_]{0,199}$"}
 _CLASS_PATH = {"type": "string", "pattern": r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*){1,20}$"}
-_FILE_ENDING = {"type": "string", "pattern": r"^(\.[A-Za-z0-9]{1,10}){1,3}$"}
 _RESAMPLING = {"type": "string", "pattern": r"^(resample_[a-z_]{1,100}|no_resampling_hack)$"}
 _AXES = {"type": "array", "minItems": 3, "maxItems": 3, "items": {"enum": [0, 1, 2]}, "uniqueItems": True}
 _DEFINITIONS = {
@@ -87,20 +86,6 @@ _CONFIGURATION = {
     },
 }
 
-_CLASSIFICATION = {
-    "type": "object",
-    "required": ["class_names"],
-    "properties": {
-        "class_names": {
-            "type": "array",
-            "minItems": 1,
-            "maxItems": 1000,
-            "items": {"type": "string", "minLength": 1, "maxLength": 200},
-        },
-        "negative_class": {"type": ["string", "null"]},
-    },
-}
-
 _PLANS = {
     "type": "object",
     "required": [
@@ -120,35 +105,7 @@ _PLANS = {
             "maxProperties": 64,
             "additionalProperties": {"type": "object"},
         },
-        "classification": _CLASSIFICATION,
-    },
-}
-
-_DATASET = {
-    "type": "object",
-    "required": ["labels", "file_ending"],
-    "anyOf": [{"required": ["channel_names"]}, {"required": ["modality"]}],
-    "properties": {
-        "labels": {
-            "type": "object",
-            "minProperties": 2,
-            "maxProperties": 1000,
-            "additionalProperties": {
-                "anyOf": [
-                    {"type": "integer", "minimum": 0, "maximum": 100_000},
-                    {"type": "array", "minItems": 1, "maxItems": 1000, "items": {"type": "integer", "minimum": 0}},
-                ]
-            },
-        },
-        "channel_names": {
-            "type": "object",
-            "minProperties": 1,
-            "maxProperties": 256,
-            "additionalProperties": {"type": "string", "maxLength": 200},
-        },
-        "regions_class_order": {"type": "array", "maxItems": 1000, "items": {"type": "integer", "minimum": 0}},
-        "file_ending": _FILE_ENDING,
-        "classification": _CLASSIFICATION,
+        "classification": CLASSIFICATION_SCHEMA,
     },
 }
 
@@ -160,9 +117,8 @@ def read_dataset_json(file: str | os.PathLike[str]) -> dict[str, Any]:
         FileNotFoundError: it is missing.
         ValueError: it is damaged, or says what no data set can.
     """
-    content = _read_json(Path(file))
-    _check(content, _DATASET, Path(file))
-    return content
+    _check_is_there(Path(file))
+    return json_files.read_dataset_json(file, _AGAIN)
 
 
 def read_plans(file: str | os.PathLike[str]) -> PlansManager:
@@ -173,8 +129,9 @@ def read_plans(file: str | os.PathLike[str]) -> PlansManager:
         ValueError: it is damaged, or names what does not belong into plans.
     """
     file = Path(file)
-    content = _read_json(file)
-    _check(content, _PLANS, file)
+    _check_is_there(file)
+    content = json_files.read_json_object(file, _AGAIN)
+    json_files.check_schema(content, _PLANS, file, _AGAIN)
     return PlansManager(content)
 
 
@@ -196,7 +153,7 @@ def checked_configuration(plans: PlansManager, name: str, file: str | os.PathLik
     except (RuntimeError, ValueError, KeyError, TypeError) as error:  # unknown, or inheritance that does not end
         raise ValueError(f"{file}: configuration {name}: {error}; copy the model again") from error
     content = configuration.configuration
-    _check(content, _CONFIGURATION, file, f"configuration {name}, ")
+    json_files.check_schema(content, _CONFIGURATION, file, _AGAIN, f"configuration {name}, ")
     if len(content["patch_size"]) != len(content["spacing"]):
         raise ValueError(f"{file}: configuration {name}: patch size and spacing differ in dimensions; copy it again")
     architecture = content["architecture"]
@@ -248,25 +205,6 @@ def _check_class(path: Any, prefixes: tuple[str, ...], file: Path) -> None:
         raise ValueError(f"{file} names {path} as a part of the network, which is no network and no layer")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _check_is_there(file: Path) -> None:
     if not file.is_file():
         raise FileNotFoundError(f"{file.parent} is no folder of a trained model: {file.name} is missing")
-    if file.stat().st_size > _LARGEST_FILE:
-        raise ValueError(f"{file} is larger than {_LARGEST_FILE // 2**20} MiB; this is no {file.name} of nnU-Net")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # JSON and encoding errors are both ValueErrors
-        raise ValueError(f"{file} is damaged: {error}; copy the model again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} is damaged: it holds no object; copy the model again")
-    return content
-
-
-def _check(content: Any, schema: Mapping[str, Any], file: Path, where: str = "") -> None:
-    try:
-        error = best_match(Draft202012Validator(schema).iter_errors(content))
-    except RecursionError as recursion:
-        raise ValueError(f"{file} is damaged: it is nested too deeply; copy the model again") from recursion
-    if error is not None:
-        message = error.message if len(error.message) <= 300 else error.message[:300] + " …"
-        raise ValueError(f"{file}: {where}{error.json_path}: {message}; copy the model again")

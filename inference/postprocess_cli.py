@@ -1,9 +1,10 @@
 """``braintum_postprocess``: from raw predictions to post-processed ones, in another folder."""
 
 import argparse
+import sys
 from pathlib import Path
 
-from braintum_commands.command import run_command
+from braintum_commands.command import EXIT_SOME_FAILED, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,16 +27,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def postprocess(argv: list[str] | None = None) -> int:
-    """Run the command; see ``braintum_postprocess -h``."""
+    """Run the command; see ``braintum_postprocess -h``.
+
+    Returns:
+        0, or 3 where some cases could not be read.
+    """
     args = build_parser().parse_args(argv)
     if args.rules is None and not args.consistent:
         raise ValueError("nothing to do: give rules with -rules, or --consistent, or both")
     from inference.postprocessing import postprocess_folder, read_rules
 
     rules = [] if args.rules is None else read_rules(args.rules)
-    counts = postprocess_folder(args.i, args.o, rules, args.consistent, args.np)
+    counts, failed = postprocess_folder(args.i, args.o, rules, args.consistent, args.np)
     print(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()) + f": {args.o}")
-    return 0
+    for case, fault in failed.items():
+        print(f"not post-processed: {case}: {fault}", file=sys.stderr)
+    return EXIT_SOME_FAILED if failed else 0
 
 
 def main() -> int:

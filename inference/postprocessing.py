@@ -4,7 +4,6 @@ Nothing is changed in place: raw predictions stay where they are, and what follo
 """
 
 import functools
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +20,12 @@ from nnunetv2.postprocessing.remove_connected_components import (
 
 from dataset_conversion.atomic import atomic_path, write_json_atomic
 from dataset_conversion.cases import ClassSchema
+from dataset_conversion.file_checks import DamagedFileError
+from dataset_conversion.json_files import read_dataset_json, read_json_object
 from dataset_conversion.parallel import run_cases
+from dataset_conversion.volumes import VolumeError, check_images
 from inference.predict_folder import CLASSES_FILE, CLASSES_FOLDER
-from inference.results import merge_case_results
+from inference.results import merge_case_results, read_case_result
 
 # by name: unpickling the functions from nnU-Net's postprocessing.pkl could run anything
 _RULES = {function.__name__: function for function in (remove_all_but_largest_component_from_segmentation,)}
@@ -71,13 +73,13 @@ def read_rules(file: Path) -> list[tuple[str, dict[str, Any]]]:
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; braintum_evaluate --find_postprocessing writes one")
+    content = read_json_object(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
         rules = [
             (str(name), {"labels_or_regions": _from_json(arguments["labels_or_regions"])})
             for name, arguments in zip(content["postprocessing_fns"], content["postprocessing_kwargs"], strict=True)
         ]
-    except (KeyError, TypeError, ValueError) as error:  # a JSONDecodeError is a ValueError
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{file} is no post-processing of nnU-Net: {error!r}") from error
     for name, _ in rules:
         if name not in _RULES:
@@ -98,7 +100,7 @@ def postprocess_folder(
     rules: Sequence[tuple[str, Mapping[str, Any]]] = (),
     consistent: bool = False,
     n_processes: int = 1,
-) -> dict[str, int]:
+) -> tuple[dict[str, int], dict[str, str]]:
     """Post-process the predictions of a folder into another.
 
     Args:
@@ -110,18 +112,20 @@ def postprocess_folder(
         n_processes: number of processes.
 
     Returns:
-        Counts: ``cases``, ``masks_changed``, ``masks_removed``, ``classes_withheld``.
+        Counts: ``cases``, ``masks_changed``, ``masks_removed``, ``classes_withheld``; and of the cases that could not
+        be read, what is wrong with them.
 
     Raises:
         FileNotFoundError: no predictions in ``source``.
-        ValueError: source and target are one folder, or consistency is asked for where there are no classes.
+        ValueError: no case can be read, source and target are one folder, or consistency is asked for where there are
+            no classes.
     """
     if source.resolve() == target.resolve():
         raise ValueError(f"input and output are the same folder, {source}; raw predictions are kept: choose another")
     dataset_file = source / "dataset.json"
     if not dataset_file.is_file():
         raise FileNotFoundError(f"{dataset_file} is missing: {source} was not written by a prediction")
-    dataset_json = json.loads(dataset_file.read_text(encoding="utf-8"))
+    dataset_json = read_dataset_json(dataset_file, "predict again")
     ending, schema = dataset_json["file_ending"], ClassSchema.from_dataset_json(dataset_json)
     files = sorted(file for file in source.glob(f"*{ending}") if not file.name.startswith("."))
     if not files:
@@ -135,14 +139,21 @@ def postprocess_folder(
         (target / CLASSES_FOLDER).mkdir(exist_ok=True)
     reader_writer = determine_reader_writer_from_dataset_json(dataset_json, str(files[0]), verbose=False)()
     postprocessing = Postprocessing(rules, consistent, schema.negative_class if schema else None)
-    work = functools.partial(_postprocess_case, target, postprocessing, reader_writer, has_classes)
-    outcomes = run_cases(work, [(file, file.name.removesuffix(ending)) for file in files], n_processes, "cases")
+    class_names = schema.class_names if schema else ()
+    work = functools.partial(_postprocess_case, target, postprocessing, reader_writer, has_classes, class_names)
+    tasks = [(file, file.name.removesuffix(ending)) for file in files]
+    outcomes = run_cases(work, tasks, n_processes, "cases")
+    failed = {case: outcome for (_, case), outcome in zip(tasks, outcomes, strict=True) if isinstance(outcome, str)}
+    done = [outcome for outcome in outcomes if not isinstance(outcome, str)]
+    if not done:
+        raise ValueError("\n".join([f"{source}: no case can be post-processed:", *failed.values()]))
     for name in ("dataset.json", "plans.json"):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
     if schema is not None and has_classes:
         merge_case_results(target / CLASSES_FOLDER, target / CLASSES_FILE, schema)
-    return {"cases": len(files)} | {key: sum(outcome[key] for outcome in outcomes) for key in outcomes[0]}
+    counts = {"cases": len(done)} | {key: sum(outcome[key] for outcome in done) for key in done[0]}
+    return counts, failed
 
 
 def _postprocess_case(
@@ -150,17 +161,27 @@ def _postprocess_case(
     postprocessing: Postprocessing,
     reader_writer: BaseReaderWriter,
     has_classes: bool,
+    class_names: Sequence[str],
     file_and_case: tuple[Path, str],
-) -> dict[str, bool]:
+) -> dict[str, bool] | str:
+    """Which changes there were, or what is wrong with the case."""
     file, case = file_and_case
     result = None
-    if has_classes:
-        class_file = file.parent / CLASSES_FOLDER / f"{case}.json"
-        if not class_file.is_file():
-            raise FileNotFoundError(f"{class_file} is missing: the prediction of {case} is not complete; predict again")
-        result = json.loads(class_file.read_text(encoding="utf-8"))
+    try:
+        if has_classes:
+            class_file = file.parent / CLASSES_FOLDER / f"{case}.json"
+            if not class_file.is_file():
+                return f"{class_file} is missing: the prediction of {case} is not complete; predict again"
+            result = read_case_result(class_file, class_names)
+        check_images([str(file)])
+        before, properties = reader_writer.read_seg(str(file))
+    except (DamagedFileError, VolumeError, ValueError) as error:
+        return str(error)
+    except Exception as error:  # nnU-Net's readers raise whatever they like
+        return f"{file}: cannot be read ({' '.join(str(error).split()) or type(error).__name__}); predict again"
+    if len(before) != 1:
+        return f"{file}: is no label map, it has {len(before)} channels; predict again"
     raw_class = None if result is None else result["predicted_class"]
-    before, properties = reader_writer.read_seg(str(file))
     after, predicted_class = postprocessing.apply(before[0], raw_class)
     with atomic_path(target / file.name) as temporary:
         reader_writer.write_seg(after, str(temporary), properties)

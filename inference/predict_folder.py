@@ -33,7 +33,9 @@ from dataset_conversion.atomic import (
 from dataset_conversion.calibration import Calibration
 from dataset_conversion.cases import ClassSchema
 from dataset_conversion.disk import explain_unwritable, locked_folder
+from dataset_conversion.file_checks import DamagedFileError
 from dataset_conversion.parallel import prepare_worker
+from dataset_conversion.volumes import VolumeError, check_images
 from inference.calibration import calibrated_result, is_calibrated_with
 from inference.case_streams import in_bulk, one_by_one
 from inference.class_evidence import AggregationMode, ClassVerdict, aggregate
@@ -370,11 +372,14 @@ def _preprocess(files: Sequence[str], model: _Model) -> tuple[np.ndarray, dict]:
     """
     preprocessor = model.configuration_manager.preprocessor_class(verbose=False)
     try:
+        check_images(files)
         data, _, properties = preprocessor.run_case(
             list(files), None, model.plans_manager, model.configuration_manager, model.dataset_json
         )
     except Exception as error:  # the readers and nnU-Net raise whatever they like, bare assertions included
         reason = str(error).strip().splitlines() or [type(error).__name__]
+        if isinstance(error, (DamagedFileError, VolumeError)):
+            raise ValueError(" ".join(reason)) from error
         raise ValueError(
             f"{', '.join(files)}: cannot be read or preprocessed ({reason[-1]}); check the file"
         ) from error

@@ -1,8 +1,9 @@
 """What is written of a case's class: one JSON a case, and one table."""
 
 import csv
-import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 
 from dataset_conversion.atomic import atomic_path
 from dataset_conversion.cases import ClassSchema
+from dataset_conversion.json_files import read_json_object
 from inference.class_evidence import ClassVerdict
 
 CASE_FILES = "[!.]*.json"  # what is being written, or was when a process was killed, begins with a dot
@@ -168,18 +170,38 @@ def read_case_results(classes_folder: Path, schema: ClassSchema) -> list[dict[st
         ValueError: a file that is no result of a model with these classes.
     """
     results = []
-    for case_file in sorted(classes_folder.glob(CASE_FILES)):
-        try:
-            result = json.loads(case_file.read_text(encoding="utf-8"))
-            matches = set(result["probabilities"]) == set(schema.class_names)
-        except FileNotFoundError:  # another process predicts this case anew
-            continue
-        except (json.JSONDecodeError, KeyError, TypeError):
-            matches = False
-        if not matches:
-            raise ValueError(
-                f"{case_file} is no result of a model with the classes {', '.join(schema.class_names)}; predict into "
-                "another folder, or delete it"
-            )
-        results.append(result)
+    for file in sorted(classes_folder.glob(CASE_FILES)):
+        with suppress(FileNotFoundError):  # another process predicts this case anew
+            results.append(read_case_result(file, schema.class_names))
     return results
+
+
+def read_case_result(file: Path, class_names: Sequence[str]) -> dict[str, Any]:
+    """One ``<case>.json``, as of :func:`case_result`.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is no result of a model with these classes.
+    """
+    remedy = "predict into another folder, or delete it"
+    try:
+        result = read_json_object(file, remedy)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror or error}); {remedy}") from error
+    numbers = [result.get("confidence"), result.get("tumour_volume"), result.get("tumour_evidence", 1)]
+    numbers += [result[name] for name in UNCERTAINTIES if result.get(name) is not None]
+    probabilities = result.get("probabilities")
+    if isinstance(probabilities, dict):
+        numbers += probabilities.values()
+    if (
+        not isinstance(probabilities, dict)
+        or set(probabilities) != set(class_names)
+        or result.get("predicted_class") not in ("", *class_names)
+        or result.get("case") != file.stem
+        or not isinstance(result.get("volume_unit"), str)
+        or not all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
+    ):
+        raise ValueError(f"{file} is no result of a model with the classes {', '.join(class_names)}; {remedy}")
+    return result

@@ -11,7 +11,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
 from architectures.weights_fingerprint import weights_fingerprint
-from inference.checkpoints import load_checkpoint_safely
+from inference.checkpoints import check_weights, load_checkpoint_safely
 from inference.model_files import check_size, checked_configuration, read_dataset_json, read_plans
 from inference.network_copies import networks_of_folds
 
@@ -63,9 +63,13 @@ class SegmentationPredictor(nnUNetPredictor):
             load_checkpoint_safely(folder / f"fold_{fold}" / checkpoint_name, trust_checkpoint) for fold in folds
         ]
         trainer_name = checkpoints[0]["trainer_name"]
-        configuration_manager = checked_configuration(
-            plans_manager, checkpoints[0]["init_args"]["configuration"], folder / "plans.json"
-        )
+        configuration = checkpoints[0]["init_args"]["configuration"]
+        if configuration not in plans_manager.available_configurations:
+            raise ValueError(
+                f"{folder / f'fold_{folds[0]}' / checkpoint_name} is of the configuration {configuration[:100]!r}, "
+                f"which {folder / 'plans.json'} does not have; copy the model again"
+            )
+        configuration_manager = checked_configuration(plans_manager, configuration, folder / "plans.json")
         try:
             build = recursive_find_trainer_class_by_name(trainer_name).build_network_architecture
         except RuntimeError as error:
@@ -89,6 +93,8 @@ class SegmentationPredictor(nnUNetPredictor):
         )
         check_size(build_network, folder / "plans.json")
         network = build_network()
+        for fold, checkpoint in zip(folds, checkpoints, strict=True):
+            check_weights(network, checkpoint, folder / f"fold_{fold}" / checkpoint_name)
         self.manual_initialization(
             network,
             plans_manager,

@@ -196,7 +196,7 @@ def test_empty_constant_and_corrupt_images(audit_command, dataset):
     dataset.image("p1_0").write_bytes(dataset.image("p1_1").read_bytes()[:900])
     Image.new("L", (SIZE, SIZE), 7).save(dataset.image("p2_0"))
     code, content = audit_command()
-    assert code == 0
+    assert code == 3 and content["unreadable"] == ["imagesTr/p0_0_0000.png", "imagesTr/p1_0_0000.png"]
     problems = content["image_problems"]
     assert problems.keys() == {f"imagesTr/{name}_0000.png" for name in ("p0_0", "p1_0", "p2_0")}
     assert "the file is empty" in problems["imagesTr/p0_0_0000.png"]

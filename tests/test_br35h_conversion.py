@@ -225,7 +225,7 @@ def test_rectangles_are_read_as_well(tmp_path):
 
 
 FAULTS = {
-    "json": (lambda s: annotations(s)[0].write_text("{"), "annotations_train.json: not valid JSON"),
+    "json": (lambda s: annotations(s)[0].write_text("{"), "annotations_train.json is damaged: not valid JSON"),
     "list": (lambda s: annotations(s)[0].write_text("[1]"), "not an annotation file of VIA"),
     "no json": (lambda s: annotations(s)[0].unlink(), "there is no annotations_train.json"),
     "image": (lambda s: (s / OUTLINED / "TRAIN" / "y2.jpg").unlink(), "y2.jpg: there is no such image, but"),

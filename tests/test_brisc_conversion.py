@@ -274,7 +274,7 @@ def test_folder_without_images_is_refused(tmp_path, raw):
 
 def test_manifest_with_other_columns_is_refused(source, raw):
     (source / "manifest.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(SourceError, match=r"manifest.csv: cannot be read \(no column 'relative_path'\)"):
+    with pytest.raises(SourceError, match=r"manifest.csv: has no column 'relative_path'"):
         convert(request(source, raw))
 
 

@@ -200,7 +200,7 @@ REFUSALS = {
     ),
     "json": (
         lambda raw: (raw / "Dataset603_Kaggle4" / "dataset.json").write_text("{") and (BR35H, KAGGLE),
-        "dataset.json: cannot be read",
+        "dataset.json is damaged",
     ),
     "image": (
         lambda raw: next((raw / "Dataset603_Kaggle4" / "imagesTr").iterdir()).unlink() or (BR35H, KAGGLE),

@@ -212,7 +212,7 @@ def test_largest_component(tmp_path):
         json.dumps({"postprocessing_fns": [name], "postprocessing_kwargs": [{"labels_or_regions": [[1, 2], 3]}]})
     )
     assert read_rules(rules) == [(name, {"labels_or_regions": [(1, 2), 3]})]
-    counts = postprocess_folder(predictions, tmp_path / "out", read_rules(rules))
+    counts, _ = postprocess_folder(predictions, tmp_path / "out", read_rules(rules))
     assert counts == {"cases": 1, "masks_changed": 1, "masks_removed": 0, "classes_withheld": 0}
     after, _ = SimpleITKIO().read_seg(str(tmp_path / "out" / "a1.nii.gz"))
     np.testing.assert_array_equal(after[0, 0], square(2, 2, 4))
@@ -233,7 +233,7 @@ def test_postprocessing_refuses(tmp_path, capsys):
         assert command(postprocess, "-i", predictions, *arguments) == 1
         assert message in capsys.readouterr().err
     rules.write_text("[]")
-    with pytest.raises(ValueError, match="is no post-processing of nnU-Net"):
+    with pytest.raises(ValueError, match="rules.json holds no JSON object"):
         read_rules(rules)
     bare = write_predictions(tmp_path / "bare", with_classes=False)
     with pytest.raises(ValueError, match="holds no classes"):
@@ -253,5 +253,5 @@ def test_postprocessing_is_found_on_the_merged_folds(trained, capsys):
     assert read_rules(output / "postprocessing.json") == [
         ("remove_all_but_largest_component_from_segmentation", {"labels_or_regions": [1]})
     ]
-    counts = postprocess_folder(output, trained / "after", read_rules(output / "postprocessing.json"))
+    counts, _ = postprocess_folder(output, trained / "after", read_rules(output / "postprocessing.json"))
     assert counts["masks_changed"] == 2

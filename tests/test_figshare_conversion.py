@@ -419,7 +419,7 @@ def test_command_converts_and_names_the_next_commands(command, source, raw, caps
 
 def test_command_fails_clearly(command, source, raw, capsys, monkeypatch):
     FAULTS["truncated"][0](source / FOLDER / "2.mat")
-    assert command(["figshare", str(source), "-d", "511", "-np", "1"]) == 1
+    assert command(["figshare", str(source), "-d", "511", "-np", "1", "--strict"]) == 1
     assert "2.mat: not a complete MATLAB v7.3" in capsys.readouterr().err
     assert not raw.exists()
     monkeypatch.delenv("nnUNet_raw")

@@ -188,7 +188,7 @@ def test_faulty_table_is_refused(source, raw, text, words):
 
 def test_table_that_is_not_utf8_or_not_there(source, raw):
     (source / "cases.csv").write_bytes("patient,class\nP2,Hirn\xe4\n".encode("latin-1"))
-    with pytest.raises(SourceError, match="not UTF-8 text"):
+    with pytest.raises(SourceError, match="cases.csv: not readable as a table .*'utf-8' codec"):
         convert(request(source, raw), **OPTIONS)
     (source / "cases.csv").unlink()
     with pytest.raises(FileNotFoundError, match="no such table"):

@@ -100,12 +100,13 @@ def test_copies_and_mirrored_copies_share_a_group(tmp_path):
 def test_identical_files_of_different_classes_are_a_problem_with_both_names(tmp_path):
     paths = write_copies(tmp_path)
     classes = ["glioma", "glioma", "glioma", "glioma", "no_tumor", ""]
-    (problem,) = contradicting_classes([Case(str(i), name) for i, name in enumerate(classes)], paths)
+    (problem,), copies = contradicting_classes([Case(str(i), name) for i, name in enumerate(classes)], paths)
     assert problem == (
         f"{paths[0]}: is glioma, but its identical copy {paths[4]} is no_tumor; remove the wrong one, or both"
     )
+    assert {0, 4} <= copies
     unknown = [Case(str(i), name) for i, name in enumerate(["", "glioma", "no_tumor", "", "", ""])]
-    assert contradicting_classes(unknown, paths) == []
+    assert contradicting_classes(unknown, paths) == ([], set())
 
 
 def test_near_copies_of_different_classes_are_only_warned_of(tmp_path, caplog):
