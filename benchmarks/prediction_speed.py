@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def main() -> None:
             runs: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
             for turn in range(args.n):
                 for mode in MODES[turn % 3 :] + MODES[: turn % 3]:
-                    runs[mode].append(timed_run(mode, args, source, temporary / f"{name} {mode}", ending))
+                    target = temporary / f"{name} {mode}"
+                    runs[mode].append(timed_command(command_of(mode, args, source, target), target, ending))
                     print(f"{name:6} {mode:5}", *(f"{k} {v:.1f} s" for k, v in runs[mode][-1].items()), flush=True)
             figures[name] = {
                 mode: {key: statistics.median(run[key] for run in found) for key in found[0]}
@@ -96,8 +98,8 @@ def command_of(mode: str, args: argparse.Namespace, source: Path, target: Path) 
     return [sys.executable, "-c", stock if mode == "stock" else ours, *common, *options]
 
 
-def timed_run(mode: str, args: argparse.Namespace, source: Path, target: Path, ending: str) -> dict[str, float]:
-    """Run a command: seconds until it ends, until its first mask is there, and of the processors."""
+def timed_command(command: Sequence[str], target: Path, ending: str) -> dict[str, float]:
+    """Run a prediction into a new folder: seconds to its end, to the first mask, and of the processors."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     log = target.parent / "log.txt"
@@ -105,14 +107,14 @@ def timed_run(mode: str, args: argparse.Namespace, source: Path, target: Path, e
     start = time.perf_counter()
     first = float("nan")
     with open(log, "w") as stream:
-        process = subprocess.Popen(command_of(mode, args, source, target), stdout=stream, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
         while process.poll() is None:
             if np.isnan(first) and any(entry.name.endswith(ending) for entry in os.scandir(target)):
                 first = time.perf_counter() - start
             time.sleep(0.02)
     wall = time.perf_counter() - start
     if process.returncode:
-        sys.exit(f"{mode} failed:\n{log.read_text()[-3000:]}")
+        sys.exit(f"{target.name} failed:\n{log.read_text()[-3000:]}")
     first = wall if np.isnan(first) else first
     return {"wall": wall, "first mask": first, "processor": processor_seconds() - used}
 
