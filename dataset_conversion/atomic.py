@@ -46,7 +46,7 @@ def atomic_path(target: str | os.PathLike[str], durable: bool = False) -> Iterat
             sync_file(partial)
         os.replace(partial, target)
     except OSError as error:
-        if error.filename is None:  # where writing itself fails, the system names no file
+        if error.errno is not None and error.filename is None:  # where writing itself fails, the system names no file
             error.filename = os.fspath(target)
         raise
     finally:

@@ -14,13 +14,13 @@ def model_identity(predictor: SegmentationPredictor) -> dict[str, Any]:
         ``trainer``, ``plans`` (name), ``plans_hash``, ``checkpoint`` and ``weights``: fold -> fingerprint (see
         :func:`architectures.weights_fingerprint.weights_fingerprint`); without a model folder, folds are counted.
     """
-    weights = predictor.list_of_parameters or [predictor.network.state_dict()]
-    folds = predictor.folds or list(range(len(weights)))
+    fingerprints = predictor.fingerprints or [weights_fingerprint(predictor.network.state_dict())]
+    folds = predictor.folds or list(range(len(fingerprints)))
     plans = predictor.plans_manager.plans
     return {
         "trainer": predictor.trainer_name,
         "plans": plans.get("plans_name"),
         "plans_hash": content_hash(plans),
         "checkpoint": predictor.checkpoint_name,
-        "weights": {str(fold): weights_fingerprint(own) for fold, own in zip(folds, weights, strict=True)},
+        "weights": {str(fold): own for fold, own in zip(folds, fingerprints, strict=True)},
     }

@@ -36,12 +36,12 @@ def registered_with_nnunet() -> None:
 
 @pytest.fixture
 def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NnunetFolders:
-    """Empty nnU-Net folders, which its variables point to; augmentation in this process, one worker elsewhere."""
+    """Empty nnU-Net folders, which its environment variables point to; one worker process everywhere."""
     folders = NnunetFolders(tmp_path / "nnUNet_raw", tmp_path / "nnUNet_preprocessed", tmp_path / "nnUNet_results")
     for folder in (folders.raw, folders.preprocessed, folders.results):
         folder.mkdir()
         monkeypatch.setenv(folder.name, str(folder))
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
     return folders
 

@@ -182,7 +182,7 @@ def test_masks_that_contradict_classes(audit_command, dataset):
     dataset.mask("p3_0").write_bytes(b"no image")
     dataset.write(ignore=2)
     code, content = audit_command()
-    assert code == 0
+    assert code == 3  # a mask could not be read
     problems = content["mask_problems"]
     assert problems.keys() == {f"imagesTr/{name}_0000.png" for name in ("p0_0", "p2_0", "p1_1", "p3_0")}
     assert problems["imagesTr/p0_0_0000.png"] == "no mask on glioma"

@@ -54,7 +54,12 @@ def model(tmp_path, monkeypatch):
         (validation / "summary.json").write_text("{}")
         (folder / f"fold_{fold}" / "progress.png").touch()
         torch.save({"network_weights": weights_of(fold)}, folder / f"fold_{fold}" / "checkpoint_final.pth")
-    content = {"file_ending": ".nii.gz", "labels": {"background": 0, "tumour": 1}, "name": "Tiny"}
+    content = {
+        "channel_names": {"0": "T1ce"},
+        "file_ending": ".nii.gz",
+        "labels": {"background": 0, "tumour": 1},
+        "name": "Tiny",
+    }
     classes = {"class_names": list(NAMES), "negative_class": "no_tumor"}
     (folder / "dataset.json").write_text(json.dumps({**content, "classification": classes}))
     (folder / "dataset_fingerprint.json").write_text("{}")

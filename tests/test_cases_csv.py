@@ -1,5 +1,6 @@
 """cases.csv, the class schema, the summary table, and atomic writing."""
 
+import gzip
 import json
 
 import pytest
@@ -121,9 +122,9 @@ def test_atomic_path_keeps_the_ending_and_replaces_at_the_end(tmp_path):
         assert partial.parent == tmp_path
         assert partial.name.startswith(".")
         assert partial.name.endswith("image.nii.gz")
-        partial.write_text("new")
+        partial.write_bytes(gzip.compress(b"new"))
         assert target.read_text(encoding="utf-8") == "old"
-    assert target.read_text(encoding="utf-8") == "new"
+    assert gzip.decompress(target.read_bytes()) == b"new"
     assert list(tmp_path.iterdir()) == [target]
 
 

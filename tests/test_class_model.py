@@ -142,7 +142,7 @@ def test_command_with_two_models(pair: tuple[Path, Path], tmp_path: Path, capsys
     assert cli.predict([*command, "--cases", str(cases_file)]) == 3
     said = capsys.readouterr()
     assert "3 cases predicted; 3 listed" in said.out and "2 patients listed" in said.out
-    assert "case_1_0000.nii.gz: cannot be read" in said.err
+    assert "case_1_0000.nii.gz: truncated" in said.err
     assert set(masks(target)) == set(class_results(target)) == {"case_0", "case_2", "case_3"}
     assert all(len(result["per_fold"]) == 1 for result in class_results(target).values())
     arguments = json.loads((target / "predict_from_raw_data_args.json").read_text())

@@ -126,7 +126,7 @@ def test_conversion_beyond_the_limit_of_file_sizes(tmp_path: Path, monkeypatch: 
 # ------------------------------------------------------------------ preprocessing
 
 
-@pytest.mark.parametrize(("name", "number"), [("case_02.pkl", 1), ("case_03_seg.b2nd", 1), ("*.nii.gz", 3)])
+@pytest.mark.parametrize(("name", "number"), [("case_02.pkl", 1), ("case_03_seg.b2nd", 1)])
 def test_preprocessing(nnunet_folders: Any, tmp_path: Path, name: str, number: int) -> None:
     write_dataset(nnunet_folders.raw, 7, num_cases=4)
     folder = nnunet_folders.preprocessed / "Dataset007_Tiny"

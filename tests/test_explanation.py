@@ -346,7 +346,7 @@ def test_command_on_volumes(
     arguments = ["-i", images, "-o", target, "-m", model, "-g", labels, "-device", "cpu", "--disable_tta"]
     code = explain_cli.explain([str(argument) for argument in [*arguments, "--disable_progress_bar"]])
     printed = capsys.readouterr()
-    assert code == 3 and "not explained: c: " in printed.err and "cannot be read or preprocessed" in printed.err
+    assert code == 3 and "not explained: c: " in printed.err and "c_0000.nii.gz: not packed with gzip" in printed.err
     assert "2 cases explained" in printed.out and f"1 cases have no label map in {labels}: b" in printed.out
     names = {"a.nii.gz", "a_overlay.png", "b.nii.gz", "b_overlay.png", "explanations.csv", "explanations.json"}
     assert {file.name for file in target.iterdir()} == names

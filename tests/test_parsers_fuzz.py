@@ -246,7 +246,7 @@ stems = st.text(st.sampled_from(string.ascii_letters + string.digits + "_. ä名
 @given(files=st.sets(st.tuples(stems, st.sampled_from(["", "_0000", "_0001", "_00", "_9999"])), min_size=1, max_size=8))
 def test_input_files_of_prediction(files: set[tuple[str, str]], tmp_path_factory: Any) -> None:
     inputs = tmp_path_factory.mktemp("inputs")
-    names = {f"{stem}{channel}.png" for stem, channel in files}
+    names = {f"case{stem}{channel}.png" for stem, channel in files}  # hidden files are no images
     for name in names:
         (inputs / name).touch()
     cases, failed = find_cases(inputs, ".png", 2)
