@@ -84,7 +84,7 @@ def test_whole_training_and_resume_with_the_same_numbers(short_training: Any, mo
         patched.setattr(nnUNetTrainerMultiTask, "on_train_epoch_start", fail_in_third_epoch)
         with pytest.raises(Interrupted):
             interrupted.run_training()
-    monkeypatch.setenv("nnUNet_n_proc_DA", "2")  # the number of workers must not matter either
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")  # the number of workers must not matter either
     resumed = make_trainer(7, plans, resume=True)
     assert resumed.current_epoch == 2
     resumed.run_training()

@@ -8,13 +8,14 @@ generators itself, and torch's loader delivers in order, whatever the number of 
 import os
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 TRAINING, VALIDATION, NETWORK = range(3)
 """Streams of random numbers in a training."""
@@ -47,6 +48,18 @@ def seed_everything(*entropy: int) -> None:
     torch.manual_seed(int(torch_seed))
 
 
+@contextmanager
+def unchanged_generators() -> Iterator[None]:
+    """Python's, numpy's and torch's random generators (on the CPU) go on afterwards as if nothing had been drawn."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
 class _SeededBatches(Dataset):
     """Batch of (epoch, index); ``loader`` is one of nnU-Net's."""
 
@@ -56,8 +69,10 @@ class _SeededBatches(Dataset):
         self.stream = stream
 
     def __getitem__(self, position: tuple[int, int]) -> dict:
-        seed_everything(self.seed, self.stream, *position)
-        return self.loader.generate_train_batch()
+        # without workers the network draws from the same generators, and its dropout must be that with workers
+        with nullcontext() if get_worker_info() else unchanged_generators():
+            seed_everything(self.seed, self.stream, *position)
+            return self.loader.generate_train_batch()
 
 
 class _Positions(Sampler):
