@@ -1,5 +1,6 @@
 """Settings, schedule, seeded batches and the logger."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 from trainers.progress import CLASS_KEYS, MultiTaskLogger
 from trainers.schedule import PerGroupLR, PolynomialDecay
-from trainers.seeded_batches import seeded_batches
+from trainers.seeded_batches import seed_everything, seeded_batches
 from trainers.settings import TrainingSettings
 
 
@@ -71,6 +72,18 @@ def test_batches_depend_on_seed_epoch_and_index_alone() -> None:
     torch.testing.assert_close(torch.stack(draw(2, 3, num_processes=1)), reference[6:], rtol=0, atol=0)
     assert not torch.equal(torch.stack(draw(0, 9, 0, seed=6)), reference)
     assert not torch.equal(torch.stack(draw(0, 9, 0, stream=1)), reference)
+
+
+def test_batches_made_in_this_process_leave_its_generators_alone() -> None:
+    def own_numbers() -> tuple[float, float, float]:
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    batches = seeded_batches(RandomLoader(), 5, 0, 0, 3, num_processes=0, pin_memory=False)
+    seed_everything(3)
+    expected = own_numbers()
+    seed_everything(3)
+    next(batches)
+    assert own_numbers() == expected
 
 
 def test_seeded_batches_switch_the_stopwatch_in_the_blur_off() -> None:
