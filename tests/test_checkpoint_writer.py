@@ -111,7 +111,7 @@ def test_order_and_superseding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with CheckpointWriter() as writer:
         writer.submit({"epoch": 0}, files["best"])  # begins at once
         while not writer._writes[0][1].running():
-            pass
+            assert not writer._writes[0][1].done()
         writer.submit({"epoch": 0}, files["latest"])
         writer.submit({"epoch": 1}, files["latest"])  # in place of the former
         threading.Timer(0.05, gate.opened.set).start()

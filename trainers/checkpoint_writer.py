@@ -72,7 +72,7 @@ def write_checkpoint(checkpoint: dict[str, Any], file: str) -> None:
     Raises:
         UnwritableFolderError: the disk is full, or the folder read-only.
     """
-    weights = sum(tensor.nbytes for tensor in checkpoint["network_weights"].values())
+    weights = sum(tensor.nbytes for tensor in checkpoint.get("network_weights", {}).values())
     with complete_or_absent(file, 3 * weights) as partial:  # the optimiser has up to twice as much
         torch.save(checkpoint, partial)
 
