@@ -11,10 +11,10 @@ the weights. The exponent is the growth of time from one row to the next: 1 is l
 import argparse
 import math
 import os
-import time
 from collections.abc import Callable
 
 import torch
+from timing import times_in_turns
 from torch import nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
@@ -71,7 +71,8 @@ def main() -> None:
     for edge in EDGES:
         inputs = [torch.randn(args.batch, edge, edge, args.features, device=device) for _ in range(2)]
         steps = {name: training_step(module, inputs) for name, module in modules.items()}
-        seconds = best_times(steps, args.repeats, device)
+        times = times_in_turns(steps, args.repeats, device)
+        seconds = {name: min(values) for name, values in times.items()}
         memory = {name: peak_bytes(step, device) for name, step in steps.items()}
         growth = ""
         if rows:
@@ -98,25 +99,6 @@ def training_step(module: nn.Module, inputs: list[torch.Tensor]) -> Callable[[],
         tokens.grad = None
 
     return step
-
-
-def best_times(steps: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Seconds of each step, the best of all repeats, in turns after a warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(-1, repeats):
-        for name, step in steps.items():
-            synchronise(device)
-            started = time.perf_counter()
-            step()
-            synchronise(device)
-            if repeat >= 0:
-                times[name].append(time.perf_counter() - started)
-    return {name: min(values) for name, values in times.items()}
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def peak_bytes(step: Callable[[], None], device: torch.device) -> float:

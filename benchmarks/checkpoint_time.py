@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tabulate import tabulate
+from timing import synchronise
 from training_steps import TrainingStep, configuration_of, topology
 
 from braintum_planner.presets import MEDIUM
@@ -91,8 +91,7 @@ def main() -> int:
 def train(step: TrainingStep) -> None:
     """One iteration, finished."""
     step()
-    if step.device.type == "cuda":
-        torch.cuda.synchronize(step.device)
+    synchronise(step.device)
 
 
 def seconds(action: Callable[[], object]) -> float:

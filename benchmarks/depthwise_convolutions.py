@@ -11,11 +11,11 @@ types are those of autocast, cuDNN chooses by itself, and "without cuDNN" is tor
 import argparse
 import os
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from tabulate import tabulate
+from timing import times_in_turns
 from torch import nn
 
 STAGES = {2: ((32, 128), (64, 64), (128, 32), (256, 16), (512, 8)), 3: ((32, 64), (64, 32), (128, 16), (256, 8))}
@@ -46,7 +46,8 @@ def main() -> None:
         rows = []
         for channels, edge in STAGES[dimension]:
             image = torch.randn(batch, channels, *[edge] * dimension, device=device)
-            milliseconds = median_milliseconds(steps(dimension, channels, image), args.n, device)
+            times = times_in_turns(steps(dimension, channels, image), args.n, device)
+            milliseconds = {name: 1000 * statistics.median(values) for name, values in times.items()}
             dense = milliseconds["dense 3"]
             cells = {name: f"{value:.2f} ({value / dense:.2f})" for name, value in milliseconds.items()}
             rows.append({"channels": channels, "feature map": "x".join([str(edge)] * dimension), **cells})
@@ -82,27 +83,6 @@ def step_of(convolution: nn.Module, image: torch.Tensor, cudnn: bool) -> Callabl
         convolution.zero_grad()
 
     return step
-
-
-def median_milliseconds(
-    steps_by_name: dict[str, Callable[[], None]], repeats: int, device: torch.device
-) -> dict[str, float]:
-    """Median time of each step; they take turns after one to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in steps_by_name}
-    for repeat in range(-1, repeats):
-        for name, step in steps_by_name.items():
-            synchronise(device)
-            started = time.perf_counter()
-            step()
-            synchronise(device)
-            if repeat >= 0:
-                times[name].append(1000 * (time.perf_counter() - started))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

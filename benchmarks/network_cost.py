@@ -20,7 +20,6 @@ import json
 import os
 import statistics
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from tabulate import tabulate
+from timing import times_in_turns
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from training_steps import (
@@ -90,7 +90,10 @@ def main() -> None:
         references = {label: TrainingStep(*candidates[label], **options) for label in (PLAIN, RESIDUAL)}
         for label in candidates:  # three networks in memory at a time
             steps = {label: TrainingStep(*candidates[label], **options), **references}
-            times = median_times(steps, args.n, torch.device(args.device))
+            times = {
+                name: statistics.median(values)
+                for name, values in times_in_turns(steps, args.n, torch.device(args.device)).items()
+            }
             measured[label] |= {"seconds": times[label], **{f"seconds of {name}": times[name] for name in references}}
             print(f"{label}: {times[label]:.3f} s", file=sys.stderr, flush=True)
     rows = table_rows(measured)
@@ -196,25 +199,6 @@ def multiply_adds(step: TrainingStep) -> float:
         else:
             step.bare_network(step.data)
     return counter.get_total_flops() / 2
-
-
-def median_times(steps: Mapping[str, TrainingStep], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of a step; networks take turns, in an order that changes, after one to warm up."""
-    times: dict[str, list[float]] = {label: [] for label in steps}
-    for repeat in range(-1, repeats):
-        for label in list(steps) if repeat % 2 else list(reversed(steps)):
-            synchronise(device)
-            started = time.perf_counter()
-            steps[label]()
-            synchronise(device)
-            if repeat >= 0:
-                times[label].append(time.perf_counter() - started)
-    return {label: statistics.median(values) for label, values in times.items()}
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 # ---------------------------------------------------------------------- table

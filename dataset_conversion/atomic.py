@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import shutil
+import tempfile
 import time
 import uuid
 import zlib
@@ -52,6 +53,28 @@ def atomic_path(target: str | os.PathLike[str], durable: bool = False) -> Iterat
     finally:
         with contextlib.suppress(OSError):  # a folder that has become read-only: its own error says so
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_files(folder: str | os.PathLike[str], durable: bool = False) -> Iterator[Path]:
+    """Yields a temporary folder within `folder`; its files move there when the block ends without an error.
+
+    Each of them is there completely or not at all; a killed process may leave some of them out.
+
+    Args:
+        folder: that gets the files; it has to exist.
+        durable: see `atomic_path`.
+
+    Raises:
+        OSError: a compressed file was cut off.
+    """
+    with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=folder, ignore_cleanup_errors=True) as partial:
+        yield Path(partial)
+        for file in Path(partial).iterdir():
+            check_compressed(file)
+            if durable:
+                sync_file(file)
+            os.replace(file, Path(folder, file.name))
 
 
 def partial_path(target: Path) -> Path:

@@ -38,14 +38,6 @@ class VolumeError(ValueError):
         self.problems = problems
 
 
-def volume_stem(path: Path) -> str:
-    """Returns a file's name without the ending of its volume format; the whole name where it has none."""
-    for ending in VOLUME_ENDINGS:
-        if path.name.lower().endswith(ending):
-            return path.name[: -len(ending)]
-    return path.name
-
-
 def is_volume_file(path: Path) -> bool:
     """Tells by its name whether a file is a volume; hidden files (`._x.nii.gz` of macOS) are not."""
     return not path.name.startswith(".") and path.name.lower().endswith(VOLUME_ENDINGS)

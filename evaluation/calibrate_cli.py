@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from braintum_commands.command import run_command
+from braintum_commands.model_arguments import DEFAULT_CHECKPOINT, model_folder
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("-tr", default="nnUNetTrainerMultiTask", help="trainer; default: %(default)s")
     model.add_argument("-f", nargs="+", type=int, metavar="FOLD", help="folds; default: all that are validated")
     model.add_argument(
-        "-chk", default="checkpoint_final.pth", help="checkpoint that the validation used; default: %(default)s"
+        "-chk", default=DEFAULT_CHECKPOINT, help="checkpoint that the validation used; default: %(default)s"
     )
     parser.add_argument("--cases", type=Path, help="cases.csv with classes and patients; default: the data set's")
     parser.add_argument(
@@ -42,23 +43,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _model_folder(args: argparse.Namespace) -> Path:
-    if args.m is not None:
-        folder = args.m
-    elif args.d is None or args.c is None:
-        raise ValueError("which model? Give its folder with -m, or -d and -c (with -p and -tr where they differ)")
-    else:
-        from nnunetv2.paths import nnUNet_results
-        from nnunetv2.utilities.file_path_utilities import get_output_folder
-
-        if not nnUNet_results.is_set():
-            raise ValueError("the environment variable nnUNet_results is not set; set it, or give the model with -m")
-        folder = Path(get_output_folder(args.d, args.tr, args.p, args.c))
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no trained model at {folder}; train it first, or check -d -tr -p -c or -m")
-    return folder
-
-
 def calibrate_model(argv: list[str] | None = None) -> int:
     """Run the command; see ``braintum_calibrate -h``."""
     args = build_parser().parse_args(argv)
@@ -66,7 +50,7 @@ def calibrate_model(argv: list[str] | None = None) -> int:
         raise ValueError(f"--target-accuracy {args.target_accuracy:g}: give a share between 0 and 1, such as 0.95")
     if args.resamples < 100:
         raise ValueError(f"--resamples {args.resamples}: fewer than 100 give no 95 % interval")
-    folder = _model_folder(args)
+    folder = model_folder(args)
 
     from evaluation.calibration import (
         calibrate,

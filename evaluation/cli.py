@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from braintum_commands.command import EXIT_SOME_FAILED, run_command
+from braintum_commands.model_arguments import results_folder
 from dataset_conversion.parallel import default_processes
 from evaluation.stress_cli import add_arguments as add_stress_arguments
 from evaluation.stress_cli import check_arguments as check_stress_arguments
@@ -133,15 +134,10 @@ def _folders(args: argparse.Namespace) -> "list[tuple[Predictions, Path]]":
 
 
 def _model_folders(args: argparse.Namespace) -> list[Path]:
-    from nnunetv2.paths import nnUNet_results
-    from nnunetv2.utilities.file_path_utilities import get_output_folder
-
     if args.c is None:
         raise ValueError("which configuration? Give -c, such as -c 2d")
-    if not nnUNet_results.is_set():
-        raise ValueError("the environment variable nnUNet_results is not set; set it to where the models are")
     folders = [
-        Path(get_output_folder(args.d, trainer, plans, configuration))
+        results_folder(args.d, trainer, plans, configuration)
         for trainer, plans, configuration in itertools.product(args.tr, args.p, args.c)
     ]
     existing = [folder for folder in folders if folder.is_dir()]

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from braintum_commands.command import run_command
+from braintum_commands.model_arguments import results_folder
 from braintum_commands.provenance import command_line
 from dataset_conversion.parallel import default_processes
 
@@ -72,7 +73,7 @@ def report(argv: list[str] | None = None) -> int:
         raise ValueError(f"--cases {args.cases}: at least 1 is needed")
     if args.resamples < 100:
         raise ValueError(f"--resamples {args.resamples}: fewer than 100 give no 95 % interval")
-    model_folder = args.m if args.m is not None else _model_folder(args)
+    model_folder = args.m if args.m is not None else results_folder(args.d, args.tr, args.p, args.c)
     if not model_folder.is_dir():
         raise FileNotFoundError(
             f"no trained model at {model_folder}; check {'-m' if args.d is None else '-d -p -tr -c'}"
@@ -101,15 +102,6 @@ def report(argv: list[str] | None = None) -> int:
         partial.write_text(page, encoding="utf-8", newline="\n")
     print(f"written to {output} ({output.stat().st_size / 1e6:.1f} MB)")
     return 0
-
-
-def _model_folder(args: argparse.Namespace) -> Path:
-    from nnunetv2.paths import nnUNet_results
-    from nnunetv2.utilities.file_path_utilities import get_output_folder
-
-    if not nnUNet_results.is_set():
-        raise ValueError("the environment variable nnUNet_results is not set; set it to where the models are")
-    return Path(get_output_folder(args.d, args.tr, args.p, args.c))
 
 
 def main() -> int:

@@ -218,7 +218,7 @@ class BulkPredictor:
             with torch.inference_mode():
                 for fold, network in enumerate(lane.networks):
                     if fold == 0 and self._trial is not None and self._trial.accepted is None:
-                        self._run_trial(network, job)
+                        self._run_trial(self._trial, network, job)
                     else:
                         self._run_in_batches(network, fold, job, self._bfloat16)
             if self._batch_size.measuring:
@@ -288,14 +288,15 @@ class BulkPredictor:
         contributions = [(start, end, passes[start].case.contribution(summed)) for start, end, summed in sums]
         return sums[0][2], contributions, recorder
 
-    def _run_trial(self, network: Any, job: Sequence[Pass]) -> None:
+    def _run_trial(self, trial: PrecisionTrial, network: Any, job: Sequence[Pass]) -> None:
         """Run a window in float32, which counts, and in bfloat16, which is compared."""
         logits, classes = self._run_in_batches(network, 0, job, bfloat16=False)
         candidate, candidate_classes = self._run_in_batches(network, 0, job, bfloat16=True, add=False)
-        assert self._trial is not None and logits is not None and candidate is not None
+        if logits is None or candidate is None:
+            raise RuntimeError("the trial compares whole windows, one at a time")
         with self._trial_lock:
-            self._trial.compare(logits, candidate, classes, candidate_classes)
-            self._bfloat16 = bool(self._trial.accepted)
+            trial.compare(logits, candidate, classes, candidate_classes)
+            self._bfloat16 = bool(trial.accepted)
 
     def _back_off(self, failed: int) -> None:
         if self._device.type == "cuda":

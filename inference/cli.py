@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from braintum_commands.command import EXIT_SOME_FAILED, run_command
+from braintum_commands.model_arguments import DEFAULT_CHECKPOINT, add_model_arguments, fold, model_folder
 from inference.class_evidence import AGGREGATION_MODES
-from inference.model_arguments import DEFAULT_CHECKPOINT, add_model_arguments, fold, model_folder
 
 
 def build_parser() -> argparse.ArgumentParser:

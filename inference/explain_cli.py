@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from braintum_commands.command import run_command
-from inference.model_arguments import add_model_arguments, model_folder
+from braintum_commands.model_arguments import add_model_arguments, model_folder
 
 METHOD_NAMES = ("gradcam", "hirescam", "integrated_gradients")
 EXIT_SOME_CASES_FAILED = 3

@@ -6,7 +6,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from braintum_commands.command import run_command
-from inference.model_arguments import add_model_arguments, model_folder
+from braintum_commands.model_arguments import add_model_arguments, model_folder
 
 DEFAULT_TOLERANCE = 1e-3
 

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 Precision = Literal["auto", "float32", "bfloat16"]
-PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bfloat16")
 
 _LOGGER = logging.getLogger(__name__)
 

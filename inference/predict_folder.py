@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import re
-import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -24,10 +23,8 @@ from tqdm import tqdm
 from architectures.input_channels import num_network_channels
 from braintum_commands.provenance import PROVENANCE_FILE, provenance
 from dataset_conversion.atomic import (
-    PARTIAL_PREFIX,
-    check_compressed,
+    atomic_files,
     remove_partial_files,
-    sync_file,
     write_json_atomic,
 )
 from dataset_conversion.calibration import Calibration
@@ -408,42 +405,25 @@ def _export(
     Raises:
         UnwritableFolderError: the disk is full, or the folder read-only.
     """
+    ending = model.dataset_json["file_ending"]
     try:
-        with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=target, ignore_cleanup_errors=True) as partial:
-            _export_through(Path(partial), logits, properties, model, target, case, verdict, options)
+        with atomic_files(target, durable=True) as partial:
+            export_prediction_from_logits(
+                logits,
+                properties,
+                model.configuration_manager,
+                model.plans_manager,
+                model.dataset_json,
+                str(partial / case),
+                options.save_probabilities,
+                num_threads_torch=options.num_threads,
+            )
+            reader_writer = model.plans_manager.image_reader_writer_class()
+            result = case_result(case, verdict, model.schema, partial / f"{case}{ending}", reader_writer)
+            if options.calibration is not None:
+                result = calibrated_result(result, options.calibration)
+        write_json_atomic(target / CLASSES_FOLDER / f"{case}.json", result)
     except Exception:
         kept = "The cases predicted so far are kept: go on with --continue_prediction"
         explain_unwritable(target, kept, logits[0].nbytes)
         raise
-
-
-def _export_through(
-    partial: Path,
-    logits: np.ndarray,
-    properties: dict,
-    model: _Model,
-    target: Path,
-    case: str,
-    verdict: ClassVerdict,
-    options: _Options,
-) -> None:
-    ending = model.dataset_json["file_ending"]
-    export_prediction_from_logits(
-        logits,
-        properties,
-        model.configuration_manager,
-        model.plans_manager,
-        model.dataset_json,
-        str(partial / case),
-        options.save_probabilities,
-        num_threads_torch=options.num_threads,
-    )
-    reader_writer = model.plans_manager.image_reader_writer_class()
-    result = case_result(case, verdict, model.schema, partial / f"{case}{ending}", reader_writer)
-    if options.calibration is not None:
-        result = calibrated_result(result, options.calibration)
-    for file in partial.iterdir():
-        check_compressed(file)
-        sync_file(file)
-        os.replace(file, target / file.name)
-    write_json_atomic(target / CLASSES_FOLDER / f"{case}.json", result)

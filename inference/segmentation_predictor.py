@@ -105,7 +105,7 @@ class SegmentationPredictor(nnUNetPredictor):
             checkpoints[0].get("inference_allowed_mirroring_axes"),
         )
         self.model_folder, self.folds, self.checkpoint_name = folder, folds, checkpoint_name
-        self.configuration_name = checkpoints[0]["init_args"]["configuration"]
+        self.configuration_name = configuration
 
     @property
     def fingerprints(self) -> list[str]:

@@ -42,7 +42,7 @@ def benchmark_scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
     before = set(sys.modules)
     yield
-    for name in {"training_steps", "memory_calibration", "network_cost"} - before:
+    for name in {"training_steps", "memory_calibration", "network_cost", "timing"} - before:
         sys.modules.pop(name, None)
 
 

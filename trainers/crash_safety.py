@@ -1,7 +1,6 @@
 """What a training that is killed, or whose disk is full, leaves behind, and how it goes on."""
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 
-from dataset_conversion.atomic import PARTIAL_PREFIX, check_compressed, remove_partial_files, sync_file
+from dataset_conversion.atomic import atomic_files, remove_partial_files, sync_file
 from dataset_conversion.disk import explain_unwritable
 
 _PARTIAL_ENDING = ".partial"
@@ -66,21 +65,16 @@ def export_completely(
     """nnU-Net's ``export_prediction_from_logits``, whose files appear when they are complete."""
     target = Path(output_file_truncated)
     try:
-        with tempfile.TemporaryDirectory(
-            prefix=PARTIAL_PREFIX, dir=target.parent, ignore_cleanup_errors=True
-        ) as partial:
+        with atomic_files(target.parent) as partial:
             export_prediction_from_logits(
                 logits,
                 properties,
                 configuration_manager,
                 plans_manager,
                 dataset_json,
-                os.path.join(partial, target.name),
+                str(partial / target.name),
                 save_probabilities,
             )
-            for file in Path(partial).iterdir():
-                check_compressed(file)
-                os.replace(file, target.parent / file.name)
     except Exception:
         explain_unwritable(target.parent, "The training is kept: repeat the validation with --val")
         raise

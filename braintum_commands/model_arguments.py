@@ -40,12 +40,23 @@ def model_folder(args: argparse.Namespace) -> Path:
     elif args.d is None or args.c is None:
         raise ValueError("which model? Give its folder with -m, or -d and -c (with -p and -tr where they differ)")
     else:
-        from nnunetv2.paths import nnUNet_results
-        from nnunetv2.utilities.file_path_utilities import get_output_folder
-
-        if not nnUNet_results.is_set():
-            raise ValueError("the environment variable nnUNet_results is not set; set it, or give the model with -m")
-        folder = Path(get_output_folder(args.d, args.tr, args.p, args.c))
+        folder = results_folder(args.d, args.tr, args.p, args.c, "set it, or give the model with -m")
     if not folder.is_dir():
         raise FileNotFoundError(f"no trained model at {folder}; train it first, or check -d -tr -p -c or -m")
     return folder
+
+
+def results_folder(
+    dataset: str, trainer: str, plans: str, configuration: str, remedy: str = "set it to where the models are"
+) -> Path:
+    """Where nnU-Net puts a model, which may not be there.
+
+    Raises:
+        ValueError: ``nnUNet_results`` is not set; the message ends with the remedy.
+    """
+    from nnunetv2.paths import nnUNet_results
+    from nnunetv2.utilities.file_path_utilities import get_output_folder
+
+    if not nnUNet_results.is_set():
+        raise ValueError(f"the environment variable nnUNet_results is not set; {remedy}")
+    return Path(get_output_folder(dataset, trainer, plans, configuration))
