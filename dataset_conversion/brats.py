@@ -286,7 +286,10 @@ def _make_case(
     expected = NEW_SEQUENCES if cohort else OLD_SEQUENCES
     missing = [sequence for sequence in expected if sequence not in files]
     if missing:
-        problems.append(f"{folder}: case {name} has no file {', '.join(missing)}; download it again, or remove it")
+        there = ", ".join(path.name for paths in files.values() for path in paths)
+        problems.append(
+            f"{folder}: case {name} has no file {', '.join(missing)}, only {there}; download it again, or remove it"
+        )
         return None, problems
     masks = files.get("seg") or [
         path for path in sorted(folder.iterdir()) if folder.name == name and _MISNAMED_MASK.fullmatch(path.name)

@@ -3,7 +3,7 @@
 import csv
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from dataset_conversion.atomic import atomic_path
 CASES_FILE = "cases.csv"
 _CLASS_COLUMN = "class"
 """`class` is a Python keyword: the attribute is called `tumour_class`."""
+SPLITS = ("train", "test")
+"""Of imagesTr and imagesTs."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def read_cases(path: str | os.PathLike[str], class_names: Sequence[str] | None =
     """Reads `cases.csv`.
 
     Args:
-        path: the file. The order of its columns is free, and further columns are ignored.
+        path: the file. The order of its columns is free, and further columns are ignored. An empty split is `train`.
         class_names: the classes that may occur beside the empty one; None allows all.
 
     Returns:
@@ -141,7 +143,7 @@ def read_cases(path: str | os.PathLike[str], class_names: Sequence[str] | None =
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a column is missing, a case has no name or occurs twice, or a class is unknown; the message
+        ValueError: a column is missing, a case has no name or occurs twice, or a class or split is unknown; the message
             names file and line.
     """
     cases: dict[str, Case] = {}
@@ -158,6 +160,7 @@ def read_cases(path: str | os.PathLike[str], class_names: Sequence[str] | None =
                 if any(value is None for value in values.values()) or None in row:
                     raise ValueError(f"{place}: the row does not have as many values as the header has columns")
                 case = Case(**{name: value.strip() for name, value in values.items()})
+                case = replace(case, split=case.split or SPLITS[0])
                 _check_row(case, place, cases, class_names)
                 cases[case.case] = case
         except (csv.Error, UnicodeDecodeError) as error:
@@ -177,6 +180,8 @@ def _check_row(case: Case, place: str, earlier: Mapping[str, Case], class_names:
             f"{place}: unknown class {case.tumour_class!r} of case {case.case!r}; known: {', '.join(class_names)} "
             "(dataset.json, classification), or leave it empty for unknown"
         )
+    if case.split not in SPLITS:
+        raise ValueError(f"{place}: split {case.split!r} of case {case.case!r}; possible: {', '.join(SPLITS)}")
 
 
 def find_cases_file(preprocessed_folder: str | os.PathLike[str], raw_folder: str | os.PathLike[str]) -> Path:

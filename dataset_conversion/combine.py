@@ -15,7 +15,7 @@ labels apart from the ignore label. Everything else is unified:
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from dataset_conversion.atomic import atomic_path
-from dataset_conversion.cases import CASES_FILE, Case, ClassSchema, read_cases
+from dataset_conversion.cases import CASES_FILE, SPLITS, Case, ClassSchema, read_cases
 from dataset_conversion.class_names import NEGATIVE_CLASS, UNSPECIFIC_CLASS, canonical_name, unified_schema
 from dataset_conversion.file_checks import check_file
 from dataset_conversion.image_files import read_array, replace_label
@@ -51,7 +51,7 @@ DEFAULT_NAME = "Combined"
 DESCRIPTION = "several converted data sets with the same channels into one"
 IGNORE = "ignore"
 READER = "overwrite_image_reader_writer"
-_FOLDER_ENDINGS = {"train": "Tr", "test": "Ts"}
+_FOLDER_ENDINGS = dict(zip(SPLITS, ("Tr", "Ts"), strict=True))
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,11 @@ class Part:
         return self.folder.name.partition("_")[2]
 
     @property
+    def label_values(self) -> frozenset[int]:
+        """All values that a label map may hold."""
+        return frozenset(_label_values(self.dataset_json["labels"]))
+
+    @property
     def ignore_label(self) -> int | None:
         """The value of the ignore label; None without one."""
         return self.dataset_json["labels"].get(IGNORE)
@@ -98,6 +103,7 @@ class CombinedCase:
         case: the row of `cases.csv` in the combined data set.
         shared_patient: the patient, where several data sets have one of this name: it may be the same person.
         files: images and label map in the old one.
+        label_values: that the label map may hold in the old one.
         ignore_label: the value of the ignore label in the old one.
         new_ignore_label: and in the combined one.
     """
@@ -105,6 +111,7 @@ class CombinedCase:
     case: Case
     shared_patient: str
     files: tuple[Path, ...]
+    label_values: frozenset[int]
     ignore_label: int | None
     new_ignore_label: int | None
 
@@ -230,12 +237,25 @@ def read_part(raw_folder: Path, dataset_id: int) -> Part:
         schema,
         tuple(read_cases(folder / CASES_FILE, schema.class_names if schema else None).values()),
     )
+    _check_complete(part)
     cases = tuple(case for case in part.cases if case.split != "test" or part.files(case)[-1].is_file())
     if not cases:
         raise SourceError(f"{folder / CASES_FILE}: holds no cases; convert the data set again")
     if len(cases) < len(part.cases):
         logger.warning("%s: %d test cases without a label map are left out", folder, len(part.cases) - len(cases))
     return replace(part, cases=cases)
+
+
+def _check_complete(part: Part) -> None:
+    """Raises SourceError if there are images that cases.csv says nothing of."""
+    listed = {case.case for case in part.cases}
+    ending = part.dataset_json["file_ending"]
+    for folder_ending in _FOLDER_ENDINGS.values():
+        for image in sorted((part.folder / f"images{folder_ending}").glob(f"[!.]*_0000{ending}")):
+            if image.name.removesuffix(f"_0000{ending}") not in listed:
+                raise SourceError(
+                    f"{part.folder / CASES_FILE}: does not list {image}; convert the data set again, or add its row"
+                )
 
 
 def _incompatibilities(parts: Sequence[Part], channel_names: Sequence[str] | None) -> list[str]:
@@ -309,9 +329,13 @@ def _unify_classes(parts: Sequence[Part]) -> ClassSchema | None:
 def _unify_labels(parts: Sequence[Part]) -> dict[str, Any]:
     labels = {name: value for name, value in parts[0].dataset_json["labels"].items() if name != IGNORE}
     if any(part.ignore_label is not None for part in parts):
-        values = [value for entry in labels.values() for value in (entry if isinstance(entry, list) else [entry])]
-        labels[IGNORE] = max(values) + 1  # nnU-Net wants the highest value for it
+        labels[IGNORE] = max(_label_values(labels)) + 1  # nnU-Net wants the highest value for it
     return labels
+
+
+def _label_values(labels: Mapping[str, Any]) -> Iterator[int]:
+    for entry in labels.values():
+        yield from entry if isinstance(entry, list) else [entry]
 
 
 def _unify_cases(
@@ -342,7 +366,8 @@ def _unify_cases(
                 names["split"] = "train"
             row = replace(case, **names, tumour_class=tumour_class, source=f"{part.folder.name}/{case.case}")
             shared = case.patient.lower() if case.patient.lower() in repeated["patient"] else ""
-            combined.append(CombinedCase(row, shared, tuple(part.files(case)), part.ignore_label, new_ignore))
+            files = tuple(part.files(case))
+            combined.append(CombinedCase(row, shared, files, part.label_values, part.ignore_label, new_ignore))
     doubles = [name for name, number in Counter(item.case.case for item in combined).items() if number > 1]
     if doubles:
         raise SourceError(f"case name {doubles[0]} would occur twice in the combined data set; rename it in one source")
@@ -385,6 +410,11 @@ def inspect_case(item: CombinedCase) -> Inspection:
     if not problems and len({array.shape for array in arrays}) > 1:
         shapes = ", ".join("×".join(map(str, array.shape[::-1])) for array in arrays)
         problems.append(f"{item.files[-1]}: not of the size of its images ({shapes}); convert the data set again")
+    if not problems and (unknown := set(np.unique(arrays[-1]).tolist()) - item.label_values):
+        values = ", ".join(f"{value:g}" for value in sorted(unknown)[:5])
+        problems.append(
+            f"{item.files[-1]}: holds {values}, which dataset.json does not list as labels; convert the data set again"
+        )
     if problems:
         return Inspection(problems=tuple(problems))
     label_map = arrays[-1]

@@ -97,19 +97,25 @@ def _project(pictures: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Returns all variants of all pictures as unit vectors of their principal components: (8, n, components)."""
     n_images, width = len(pictures), pictures.shape[-1] * pictures.shape[-2]
     sample = pictures[random.permutation(n_images)[:_FIT_SAMPLE]]
-    covariance = np.zeros((width, width), np.float64)
-    for number in range(N_VARIANTS):
-        flat = _unit(variant(sample, number).reshape(len(sample), width).astype(np.float32))
-        covariance += flat.T @ flat
-    n_components = min(N_COMPONENTS, width)
-    _, vectors = np.linalg.eigh(covariance)
-    basis = vectors[:, -n_components:].astype(np.float32)
-    points = np.empty((N_VARIANTS, n_images, n_components), np.float32)
+    basis = _principal_components(sample, width)
+    points = np.empty((N_VARIANTS, n_images, basis.shape[1]), np.float32)
     for number in range(N_VARIANTS):
         for start in range(0, n_images, _CHUNK):
             part = variant(pictures[start : start + _CHUNK], number)
             points[number, start : start + _CHUNK] = _unit(part.reshape(len(part), width).astype(np.float32) @ basis)
     return points
+
+
+def _principal_components(sample: np.ndarray, width: int) -> np.ndarray:
+    """Of all variants of some pictures, the directions of largest variance: (width, components), orthonormal."""
+    variants = (_unit(variant(sample, n).reshape(len(sample), width).astype(np.float32)) for n in range(N_VARIANTS))
+    if N_VARIANTS * len(sample) < width:  # few pictures: the smaller of the two products
+        rows = np.concatenate(list(variants))
+        return np.linalg.qr(rows.T @ np.linalg.eigh(rows @ rows.T)[1][:, -N_COMPONENTS:])[0]
+    covariance = np.zeros((width, width), np.float64)
+    for flat in variants:
+        covariance += flat.T @ flat
+    return np.linalg.eigh(covariance)[1][:, -N_COMPONENTS:].astype(np.float32)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

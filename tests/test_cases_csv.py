@@ -26,7 +26,7 @@ def test_cases_survive_writing_and_reading(tmp_path):
 def test_columns_in_any_order_with_byte_order_mark_and_blanks(tmp_path):
     path = tmp_path / "cases.csv"
     path.write_text(
-        "extra,source,class,case,patient,group,split,plane,spacing\r\n1,s, glioma ,c1,,,train,,\r\n",
+        "extra,source,class,case,patient,group,split,plane,spacing\r\n1,s, glioma ,c1,,,,,\r\n",
         encoding="utf-8-sig",
     )
     assert read_cases(path) == {"c1": Case("c1", "glioma", split="train", source="s")}
@@ -39,6 +39,7 @@ def test_columns_in_any_order_with_byte_order_mark_and_blanks(tmp_path):
         ("", 1, "missing column case, class"),
         (HEADER + "a,glioma,,,train,,,\na,glioma,,,train,,,\n", 3, "'a' occurs twice"),
         (HEADER + "a,gliom,,,train,,,\n", 2, "unknown class 'gliom' of case 'a'; known: meningioma, glioma"),
+        (HEADER + "a,glioma,,,tests,,,\n", 2, "split 'tests' of case 'a'; possible: train, test"),
         (HEADER + ",glioma,,,train,,,\n", 2, "column case is empty"),
         (HEADER + "a,glioma\n", 2, "as many values"),
         (HEADER + "a,glioma,,,train,,,,,\n", 2, "as many values"),

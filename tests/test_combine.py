@@ -144,8 +144,8 @@ def test_spacing_and_values_survive(raw):
 def test_ignore_label_gets_one_value(raw, ending):
     if ending == ".png":
         first, ids, case = raw / "Dataset603_Kaggle4", (KAGGLE, BR35H), "train_glioma_Tr-gl_0000"
-        mask = first / "labelsTr" / f"{case}.png"
-        Image.fromarray(np.where(pixels(mask) == 2, 7, 0).astype(np.uint8)).save(mask)
+        for mask in first.glob("labels*/*.png"):
+            Image.fromarray(np.where(pixels(mask) == 2, 7, 0).astype(np.uint8)).save(mask)
     else:
         first, ids, case = second_figshare(raw), (605, FIGSHARE), "figshare_0001"
         mask = first / "labelsTr" / f"{case}.nii.gz"
@@ -166,6 +166,21 @@ def test_ignore_label_gets_one_value(raw, ending):
         written = sitk.ReadImage(str(new))
         np.testing.assert_array_equal(sitk.GetArrayFromImage(written), np.where(old == 7, 2, old))
         assert written.GetSpacing() == pytest.approx((3.92, 3.92))
+
+
+def test_mask_with_a_value_that_is_no_label(raw):
+    mask = raw / "Dataset603_Kaggle4" / "labelsTr" / "train_glioma_Tr-gl_0000.png"
+    Image.fromarray(np.full_like(pixels(mask), 9)).save(mask)
+    with pytest.raises(SourceError, match=f"{mask.name}: holds 9, which dataset.json does not list as labels"):
+        run(raw, KAGGLE, BR35H)
+
+
+def test_image_that_cases_csv_does_not_list(raw):
+    table = raw / "Dataset603_Kaggle4" / "cases.csv"
+    first, *lines = table.read_text(encoding="utf-8").splitlines(keepends=True)
+    table.write_text("".join([first, *lines[:-1]]), encoding="utf-8")
+    with pytest.raises(SourceError, match="cases.csv: does not list .*train_pituitary"):
+        run(raw, KAGGLE, BR35H)
 
 
 def make_volumes(raw):

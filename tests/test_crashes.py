@@ -10,7 +10,7 @@ import io
 import json
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,11 +158,13 @@ def test_preprocessing_goes_on_where_it_stopped(nnunet_folders: Any, monkeypatch
 
 
 @pytest.fixture
-def training(nnunet_folders: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def training(nnunet_folders: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Trains a tiny network for three epochs, with a seed and a checkpoint every epoch."""
     for variable, value in {"num_epochs": "3", "num_iterations_per_epoch": "2", "seed": "3"}.items():
         monkeypatch.setenv(f"braintum_{variable}", value)
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the processes that are killed: sums depend on it
     dataset = write_preprocessed(nnunet_folders.preprocessed, "2d")
     folder = nnunet_folders.preprocessed / "Dataset007_Tiny"
     (folder / "TinyPlans.json").write_text(json.dumps(dataset.plans))
@@ -175,7 +177,8 @@ def training(nnunet_folders: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[.
         trainer.save_every = 1
         trainer.run_training()
 
-    return run
+    yield run
+    torch.set_num_threads(threads)
 
 
 def check_same_models(found: Path, expected: Path) -> None:
