@@ -12,8 +12,6 @@ from typing import Any
 
 from braintum_commands import __version__
 
-__all__ = ["PROVENANCE_FILE", "command_line", "content_hash", "provenance", "read_provenance", "versions"]
-
 PROVENANCE_FILE = "provenance.json"
 """Beside outputs of many files; outputs of one JSON file carry the same under ``provenance``."""
 
@@ -45,10 +43,10 @@ def command_line(arguments: Sequence[str] | None = None) -> str:
     Args:
         arguments: with the command's name; None for those of the process.
     """
-    return shlex.join(_without_folders(argument) for argument in (sys.argv if arguments is None else arguments))
+    return shlex.join(without_folders(argument) for argument in (sys.argv if arguments is None else arguments))
 
 
-def _without_folders(argument: str) -> str:
+def without_folders(argument: str) -> str:
     """A path, also behind ``--option=`` or ``NAME=``, without the folders that it leads through."""
     name, separator, value = argument.rpartition("=")
     path = PureWindowsPath(value) if "\\" in value else PurePosixPath(value)

@@ -26,7 +26,6 @@ CLASSIFICATION_SCHEMA = {
 DATASET_SCHEMA = {
     "type": "object",
     "required": ["labels", "file_ending"],
-    "anyOf": [{"required": ["channel_names"]}, {"required": ["modality"]}],
     "properties": {
         "labels": {
             "type": "object",
@@ -100,6 +99,8 @@ def read_dataset_json(path: str | os.PathLike[str], remedy: str = "restore it") 
     """
     content = read_json_object(path, remedy)
     check_schema(content, DATASET_SCHEMA, path, remedy)
+    if not content.keys() & {"channel_names", "modality"}:  # the second is that of nnU-Net v1, which v2 reads too
+        raise ValueError(f'{path}: "channel_names" is missing; {remedy}')
     values = [
         value for entry in content["labels"].values() for value in (entry if isinstance(entry, list) else [entry])
     ]

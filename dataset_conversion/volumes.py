@@ -3,7 +3,7 @@
 Everything here keeps the geometry: spacing, origin and direction of a written volume are those of the read one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +190,23 @@ def check_images(files: Sequence[str]) -> None:
             headers[Path(file)] = reader
     if len(headers) > 1 and (problems := geometry_problems(headers)):
         raise VolumeError(*problems)
+
+
+def first_undamaged(files: Iterable[Path]) -> Path:
+    """Returns the first file that passes :func:`check_images`: nnU-Net reads one of a folder to choose its reader.
+
+    Raises:
+        ValueError: none does; the message is that of the first.
+    """
+    fault: Exception | None = None
+    for file in files:
+        try:
+            check_images([str(file)])
+        except (DamagedFileError, VolumeError) as error:
+            fault = fault or error
+        else:
+            return file
+    raise ValueError(f"{fault}; nor is any other file beside it readable") from fault
 
 
 def _check_grid(path: Path, image: sitk.Image | sitk.ImageFileReader) -> None:

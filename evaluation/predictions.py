@@ -1,6 +1,7 @@
 """What is evaluated: predicted masks and classes beside their truth, from a folder or from the folds of a model."""
 
 import csv
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,9 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from dataset_conversion.cases import CASES_FILE, Case, ClassSchema, find_cases_file, read_cases
 from dataset_conversion.json_files import read_dataset_json
 from dataset_conversion.json_files import read_json_object as read_json
+from dataset_conversion.volumes import first_undamaged
+
+_LOGGER = logging.getLogger(__name__)
 
 CLASSES_FOLDER, CLASSES_FILE, VALIDATION_CLASSES_FILE = "classes", "classes.csv", "classification.json"
 
@@ -78,9 +82,13 @@ class Predictions:
 
     @property
     def reader_writer(self) -> BaseReaderWriter:
-        """nnU-Net's reader of the segmentation files."""
-        example = str(next(iter(self.references.values())))
-        return determine_reader_writer_from_dataset_json(dict(self.dataset_json), example, verbose=False)()
+        """nnU-Net's reader of the segmentation files.
+
+        Raises:
+            ValueError: none of them can be read.
+        """
+        example = first_undamaged((*self.references.values(), *self.masks.values()))
+        return determine_reader_writer_from_dataset_json(dict(self.dataset_json), str(example), verbose=False)()
 
 
 def predictions_in_folder(
@@ -189,6 +197,10 @@ def predictions_of_folds(
         if schema is not None:
             of_fold = read_class_results(folder, schema, failed)
             results |= _of_these_cases(of_fold, {case: here[case] for case in here.keys() - (failed or {})}, folder)
+    if results and (without := masks.keys() - results.keys() - (failed or {}).keys()):
+        fold = min(fold_of_case[case] for case in without)
+        file = model_folder / f"fold_{fold}" / "validation" / VALIDATION_CLASSES_FILE
+        raise ValueError(f"{file} is missing, but other folds have class results; validate fold {fold} again (--val)")
     if strangers := sorted(masks.keys() - references.keys()):
         raise ValueError(f"{model_folder}: {_some(strangers)} have no true segmentation in {gt_folders[0]}")
     if cases_file is None and schema is not None:
@@ -205,8 +217,14 @@ def validated_folds(model_folder: Path) -> list[int]:
     Raises:
         FileNotFoundError: there is none.
     """
-    names = [file.parent.parent.name for file in model_folder.glob("fold_*/validation/summary.json")]
-    folds = sorted(int(number) for name in names if (number := name.removeprefix("fold_")).isdecimal())
+    folders = {
+        int(number): folder
+        for folder in model_folder.glob("fold_*/validation")
+        if (number := folder.parent.name.removeprefix("fold_")).isdecimal()
+    }
+    folds = sorted(fold for fold, folder in folders.items() if (folder / "summary.json").is_file())
+    for fold in sorted(folders.keys() - folds):
+        _LOGGER.warning("fold %d is left out: %s is missing", fold, folders[fold] / "summary.json")
     if not folds:
         raise FileNotFoundError(f"{model_folder} has no fold with a finished validation; train one first")
     return folds

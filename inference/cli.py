@@ -9,6 +9,7 @@ from typing import Any
 
 from braintum_commands.command import EXIT_SOME_FAILED, run_command
 from braintum_commands.model_arguments import DEFAULT_CHECKPOINT, add_model_arguments, fold, model_folder
+from braintum_commands.provenance import without_folders
 from inference.class_evidence import AGGREGATION_MODES
 
 
@@ -169,7 +170,7 @@ def predict(argv: list[str] | None = None) -> int:
         num_workers=num_workers,
         aggregation=args.aggregation,
         cases_file=args.cases,
-        arguments=vars(args),
+        arguments={name: without_folders(x) if isinstance(x, str) else x for name, x in vars(args).items()},
         show_progress=not args.disable_progress_bar,
         class_predictor=class_predictor,
         exact=args.exact,

@@ -23,7 +23,7 @@ from dataset_conversion.cases import ClassSchema
 from dataset_conversion.file_checks import DamagedFileError
 from dataset_conversion.json_files import read_dataset_json, read_json_object
 from dataset_conversion.parallel import run_cases
-from dataset_conversion.volumes import VolumeError, check_images
+from dataset_conversion.volumes import VolumeError, check_images, first_undamaged
 from inference.predict_folder import CLASSES_FILE, CLASSES_FOLDER
 from inference.results import merge_case_results, read_case_result
 
@@ -137,7 +137,8 @@ def postprocess_folder(
     target.mkdir(parents=True, exist_ok=True)
     if has_classes:
         (target / CLASSES_FOLDER).mkdir(exist_ok=True)
-    reader_writer = determine_reader_writer_from_dataset_json(dataset_json, str(files[0]), verbose=False)()
+    example = str(first_undamaged(files))
+    reader_writer = determine_reader_writer_from_dataset_json(dataset_json, example, verbose=False)()
     postprocessing = Postprocessing(rules, consistent, schema.negative_class if schema else None)
     class_names = schema.class_names if schema else ()
     work = functools.partial(_postprocess_case, target, postprocessing, reader_writer, has_classes, class_names)

@@ -49,6 +49,10 @@ from inference.two_models import check_same_input, preprocessed_alike
 CLASSES_FOLDER = "classes"
 CLASSES_FILE = "classes.csv"
 _MOST_READERS = 8
+_NOT_FINITE = (
+    "the network's answer is NaN or infinite; its checkpoint may be damaged: copy the model again, or choose another "
+    "with -chk"
+)
 _ABANDONED_SECONDS = 3600  # a temporary file that is older belongs to no running process
 
 
@@ -328,6 +332,10 @@ def _predict_cases(
             verdict = aggregate(predicted.evidence, options.aggregation)
             while reader.faults:
                 yield reader.faults.popleft()
+            if not (np.isfinite(predicted.logits).all() and np.isfinite(verdict.probabilities).all()):
+                reader.properties.pop(predicted.name)
+                yield predicted.name, f"{', '.join(files[predicted.name])}: {_NOT_FINITE}"
+                continue
             if len(exports) >= options.queue_length:  # results must not pile up in memory
                 yield finish_oldest_export()
             case = predicted.name

@@ -285,9 +285,14 @@ def _count_evaluated(folder: Path) -> int:
     return len(rows)
 
 
-def _write_folds(folder: Path) -> None:
+def _write_folds(folder: Path, copies: int = 1) -> None:
+    everything = {
+        f"{name}_{copy}": (row[0], f"{row[1]}_{copy}", *row[2:])
+        for copy in range(copies)
+        for name, row in CASES.items()
+    }
     source = folder / "in"
-    truth = write_truth(source / "truth")
+    truth = write_truth(source / "truth", everything)
     preprocessed = source / "nnUNet_preprocessed" / "Dataset042_Tiny"
     preprocessed.mkdir(parents=True)
     truth.rename(preprocessed / "gt_segmentations")
@@ -295,12 +300,13 @@ def _write_folds(folder: Path) -> None:
     (source / "truth" / "dataset.json").unlink()
     (source / "truth").rmdir()
     model = source / "nnUNet_results" / EVALUATED
-    for number, cases in enumerate((("a1", "a2", "h1"), ("b1", "b2", "h2"))):
+    for number in range(2):
+        cases = list(everything)[number::2]
         validation = model / f"fold_{number}" / "validation"
         validation.mkdir(parents=True)
         for case in cases:
-            write_mask(validation / f"{case}.nii.gz", CASES[case][3])
-        results = {case: class_result(case, CASES[case][4]) for case in cases}
+            write_mask(validation / f"{case}.nii.gz", everything[case][3])
+        results = {case: class_result(case, everything[case][4]) for case in cases}
         (validation / "classification.json").write_text(json.dumps({"cases": results}))
         (validation / "summary.json").write_text("{}")
         checkpoint = {
@@ -312,6 +318,10 @@ def _write_folds(folder: Path) -> None:
     plans = {"dataset_name": "Dataset042_Tiny", "plans_name": "BrainTumPlans", "image_reader_writer": "SimpleITKIO"}
     (model / "plans.json").write_text(json.dumps(plans))
     (model / "dataset.json").write_text(json.dumps(dataset_json()))
+
+
+def _write_many_folds(folder: Path) -> None:
+    _write_folds(folder, copies=6)  # a temperature needs 30 cases
 
 
 def _with_folders(folder: Path) -> Path:
@@ -357,6 +367,8 @@ def _write_postprocessing(folder: Path) -> None:
 
 
 _ALL_SHARED = ("*.json", "*.csv", "*.pth")
+# not summary.json: a fold without it is one whose validation has not ended, and left out with a warning
+_OF_FOLDS = ("*classification.json", "*dataset.json", "*plans.json", "*.csv", "*.pth")
 COMMANDS = (
     DamagedCommand(
         "figshare", lambda p: write_source(p / "in"), _convert("figshare"), _count_dataset, shared=("*cvind.mat",)
@@ -389,8 +401,15 @@ COMMANDS = (
         _ALL_SHARED,
     ),
     DamagedCommand("evaluate", _write_evaluation, _evaluate, _count_evaluated, shared=("*cases.csv", "*dataset.json")),
-    DamagedCommand("evaluate folds", _write_folds, _evaluate_folds, _count_evaluated, shared=_ALL_SHARED),
-    DamagedCommand("calibrate", _write_folds, _calibrate, _count_calibrated, ("*.json", "*.csv", "*.pth"), ("*",)),
+    DamagedCommand(
+        "evaluate folds",
+        _write_folds,
+        _evaluate_folds,
+        _count_evaluated,
+        ("*.nii.gz", *_OF_FOLDS),
+        shared=_ALL_SHARED,
+    ),
+    DamagedCommand("calibrate", _write_many_folds, _calibrate, _count_calibrated, _OF_FOLDS, ("*",)),
     DamagedCommand(
         "postprocess",
         _write_postprocessing,

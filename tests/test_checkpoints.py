@@ -63,6 +63,13 @@ def test_truncated_checkpoint(tmp_path: Path, keep: float) -> None:
         load_checkpoint_safely(file)
 
 
+def test_damaged_text_in_a_checkpoint(tmp_path: Path) -> None:
+    file = save(tmp_path, {**CHECKPOINT, "note": "a text that is there once"})
+    file.write_bytes(file.read_bytes().replace(b"a text that is there once", b"\xff text that is there once"))
+    with pytest.raises(ValueError, match="checkpoint_final.pth is damaged or truncated"):
+        load_checkpoint_safely(file)
+
+
 def test_something_else_than_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no checkpoint of nnU-Net: it lacks init_args, network_weights"):
         load_checkpoint_safely(save(tmp_path, {"trainer_name": "x"}))

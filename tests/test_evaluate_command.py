@@ -1,6 +1,7 @@
 """``braintum_evaluate`` and ``braintum_postprocess`` on folders, on the folds of a model, and on several models."""
 
 import json
+import re
 import pickle
 
 import numpy as np
@@ -88,10 +89,26 @@ def test_case_in_two_folds(trained):
         predictions_of_folds(model)
 
 
-def test_unfinished_fold(trained, capsys):
+def test_fold_without_classes(trained):
+    model = trained / "nnUNet_results" / "Dataset042_Tiny" / MODEL
+    (model / "fold_1" / "validation" / "classification.json").unlink()
+    with pytest.raises(ValueError, match="fold_1/validation/classification.json is missing, but other folds have"):
+        predictions_of_folds(model)
+
+
+def test_first_truth_is_damaged(trained, capsys):
+    (trained / "nnUNet_preprocessed" / "Dataset042_Tiny" / "gt_segmentations" / "a1.nii.gz").write_text("damaged")
+    arguments = ("-d", 42, "-p", "BrainTumPlans", "-c", "2d", "-np", 1, "--resamples", 100, "-o", trained / "out")
+    assert command(evaluate, *arguments) == 3
+    assert "not evaluated: a1: " in capsys.readouterr().err
+    assert json.loads((trained / "out" / "summary.json").read_text())["braintum"]["num_cases"] == 5
+
+
+def test_unfinished_fold(trained, capsys, caplog):
     model = trained / "nnUNet_results" / "Dataset042_Tiny" / MODEL
     (model / "fold_1" / "validation" / "summary.json").unlink()
     assert validated_folds(model) == [0]
+    assert re.search("fold 1 is left out: .*fold_1/validation/summary.json is missing", caplog.text)
     assert command(evaluate, "-d", 42, "-p", "BrainTumPlans", "-c", "2d", "-f", 2) == 1
     assert "finish the training of fold 2" in capsys.readouterr().err
 

@@ -240,6 +240,18 @@ def test_preprocessing_faults_name_file_and_remedy(data: Any, message: str, monk
         _preprocess(["x_0000.nii.gz"], model)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_network_that_answers_nan(exact: bool, model: Path, nnunet_folders: Any, tmp_path: Path) -> None:
+    predictor = load_predictor(JointPredictor, model)
+    for weights in predictor.list_of_parameters:
+        next(iter(weights.values())).fill_(3e38)  # finite, but nothing that is computed with it
+    images = nnunet_folders.raw / "Dataset007_Tiny" / "imagesTr"
+    outcome = predict_folder(predictor, images, tmp_path / "out", exact=exact, show_progress=False)
+    assert not outcome.predicted and len(outcome.failed) == len(list(images.iterdir()))
+    assert all("answer is NaN or infinite; its checkpoint may be damaged" in fault for fault in outcome.failed.values())
+    assert not list((tmp_path / "out" / "classes").glob("*.json"))
+
+
 def test_find_cases(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="input folder .* does not exist"):
         find_cases(tmp_path / "absent", ".nii.gz", 1)
