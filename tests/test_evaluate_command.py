@@ -1,8 +1,8 @@
 """``braintum_evaluate`` and ``braintum_postprocess`` on folders, on the folds of a model, and on several models."""
 
 import json
-import re
 import pickle
+import re
 
 import numpy as np
 import pytest
