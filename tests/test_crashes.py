@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from crash_tools import killed_before, start, visible_files, wait
+from crash_tools import copy_or_die, killed_before, preprocess_or_die, start, visible_files, wait
 from nnunet_runs import make_trainer, plan_and_preprocess, write_dataset
 from tiny_training import write_preprocessed
 from torch import nn
@@ -28,6 +28,7 @@ from dataset_conversion.atomic import atomic_path, remove_partial_files, write_j
 from dataset_conversion.cases import Case
 from dataset_conversion.cli import main as convert
 from dataset_conversion.disk import UnwritableFolderError, explain_unwritable, locked_folder
+from dataset_conversion.parallel import run_cases
 from dataset_conversion.phantoms import write_figshare_phantoms
 from dataset_conversion.raw_dataset import ConversionRequest, RawDataset
 from inference import predict_folder as predict_folder_module
@@ -121,6 +122,16 @@ def test_conversion_beyond_the_limit_of_file_sizes(tmp_path: Path, monkeypatch: 
     last = message.read_text()
     assert last.startswith("error: ") and "ulimit -f" in last and "repeat the command to go on" in last
     assert run() == 0
+
+
+def test_killed_worker(tmp_path: Path) -> None:
+    sources = [tmp_path / f"source_{number}" for number in range(8)] + [tmp_path / "fatal"]
+    for number, source in enumerate(sources):
+        source.write_text(str(number))
+    tasks = [(source, source.with_suffix(".copy")) for source in sources]
+    with pytest.raises(OSError, match=r"a worker process was killed, .*what is done is kept, repeat .*\(-np 1\)"):
+        run_cases(copy_or_die, tasks, 2, "copying", show_progress=False)
+    assert all(target.read_text() == source.read_text() for source, target in tasks if target.exists())
 
 
 # ------------------------------------------------------------------ preprocessing
@@ -303,6 +314,20 @@ def test_prediction_onto_a_full_disk(
     monkeypatch.undo()
     outcome = prediction(tmp_path / "out", continue_prediction=True)
     assert len(outcome.skipped) == 1 and outcome.listed == 4
+
+
+def test_killed_worker_of_a_prediction(
+    prediction: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prediction(tmp_path / "whole")
+    expected = visible_files(tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(predict_folder_module, "_preprocess_for_all", preprocess_or_die)
+        with pytest.raises(OSError, match="a worker process was killed, .* fewer workers: -npp and --continue_pred"):
+            prediction(tmp_path / "out", num_workers=1)
+    assert visible_files(tmp_path / "out").items() <= expected.items()
+    prediction(tmp_path / "out", continue_prediction=True)
+    assert visible_files(tmp_path / "out") == expected
 
 
 # ------------------------------------------------------------------ the helpers
