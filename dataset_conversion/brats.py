@@ -286,10 +286,10 @@ def _make_case(
     expected = NEW_SEQUENCES if cohort else OLD_SEQUENCES
     missing = [sequence for sequence in expected if sequence not in files]
     if missing:
-        there = ", ".join(path.name for paths in files.values() for path in paths)
-        problems.append(
-            f"{folder}: case {name} has no file {', '.join(missing)}, only {there}; download it again, or remove it"
-        )
+        there = [path.name for paths in files.values() for path in paths]
+        stem, ending = there[0][: len(name) + 1], there[0][there[0].lower().rindex(".nii") :]
+        names = ", ".join(f"{stem}{sequence}{ending}" for sequence in missing)
+        problems.append(f"{folder}: has no {names}, only {', '.join(there)}; download it again, or remove it")
         return None, problems
     masks = files.get("seg") or [
         path for path in sorted(folder.iterdir()) if folder.name == name and _MISNAMED_MASK.fullmatch(path.name)

@@ -297,7 +297,7 @@ def _fractions(path):
 
 
 FAULTS = {
-    "missing": (lambda f: (f / f"{OLD[0]}_t2.nii.gz").unlink(), "has no file t2, only "),
+    "missing": (lambda f: (f / f"{OLD[0]}_t2.nii.gz").unlink(), f"has no {OLD[0]}_t2.nii.gz, only "),
     "truncated": (lambda f: (f / f"{OLD[0]}_t1.nii.gz").write_bytes(b"half"), "_t1.nii.gz: not packed with gzip"),
     "twice": (lambda f: write_volume_file(f / f"{OLD[0]}_t1.nii", volume_array(1)), "is there twice"),
     "fractions": (_fractions, "a mask with fractions"),
