@@ -302,19 +302,14 @@ def _words(channels: Sequence[Sequence[str]]) -> str:
 def _is_2d(part: Part) -> bool:
     if part.dataset_json["file_ending"] == ".png":
         return True
-    return _dimension(part.files(part.cases[0])[-1]) == 2
-
-
-def _dimension(path: Path) -> int:
     import SimpleITK as sitk  # noqa: N813
 
+    from dataset_conversion.volumes import first_undamaged
+
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise SourceError(f"{path}: cannot be read; convert the data set again") from error
-    return sum(size > 1 for size in reader.GetSize())
+    reader.SetFileName(str(first_undamaged(part.files(case)[-1] for case in part.cases)))
+    reader.ReadImageInformation()
+    return sum(size > 1 for size in reader.GetSize()) == 2
 
 
 def _unify_classes(parts: Sequence[Part]) -> ClassSchema | None:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from nnunetv2.ensembling.ensemble import merge_files
+from nnunetv2.ensembling.ensemble import average_probabilities
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from dataset_conversion.atomic import atomic_path
 from dataset_conversion.parallel import run_cases
 from evaluation.predictions import Predictions
 
@@ -25,30 +26,44 @@ def ensemble(members: Sequence[Predictions], folder: Path, n_processes: int) -> 
         members: two or more, see :func:`can_be_ensembled`.
         folder: for the masks; made if need be.
         n_processes: number of processes.
+
+    Returns:
+        The averages, without the cases that cannot be evaluated for one of the members, or whose probabilities cannot
+        be read.
+
+    Raises:
+        ValueError: no case is left.
     """
     first = members[0]
     folder.mkdir(parents=True, exist_ok=True)
+    failed = {case: fault for member in members for case, fault in member.failed.items()}
+    for member in members:
+        failed |= {case: f"{member.name} did not predict {case}" for case in first.masks.keys() - member.masks.keys()}
     label_manager = LabelManager(first.dataset_json["labels"], first.dataset_json.get("regions_class_order"))
-    ending = first.dataset_json["file_ending"]
-    work = functools.partial(_merge, folder, ending, first.reader_writer, label_manager)
-    files = {case: [str(_probability_file(member.masks[case], member)) for member in members] for case in first.masks}
-    run_cases(work, list(files.items()), n_processes, "ensemble")
+    work = functools.partial(_merge, folder, first.reader_writer, label_manager)
+    cases = [case for case in first.masks if case not in failed]
+    tasks = [
+        (first.masks[case], [str(_probability_file(member.masks[case], member)) for member in members])
+        for case in cases
+    ]
+    faults = run_cases(work, tasks, n_processes, "ensemble")
+    failed |= {case: fault for case, fault in zip(cases, faults, strict=True) if fault is not None}
     classes = {}
     if all(member.class_results for member in members):
-        for case in first.masks:
+        for case in cases:
             results = [member.class_results[case]["probabilities"] for member in members]
             mean = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
             classes[case] = {"predicted_class": max(mean, key=lambda name: mean[name]), "probabilities": mean}
     return Predictions(
         " + ".join(member.name for member in members),
-        {case: folder / f"{case}{ending}" for case in first.masks},
+        {case: folder / mask.name for case, mask in first.masks.items()},
         first.references,
         first.dataset_json,
         classes,
         first.cases,
         first.fold_of_case,
         first.missing,
-    )
+    ).without(failed)
 
 
 def _probability_file(mask: Path, member: Predictions) -> Path:
@@ -57,10 +72,19 @@ def _probability_file(mask: Path, member: Predictions) -> Path:
 
 def _merge(
     folder: Path,
-    ending: str,
     reader_writer: BaseReaderWriter,
     label_manager: LabelManager,
-    case_and_files: tuple[str, list[str]],
-) -> None:
-    case, files = case_and_files
-    merge_files(files, str(folder / case), ending, reader_writer, label_manager)
+    mask_and_files: tuple[Path, list[str]],
+) -> str | None:
+    """Write the mask of a case; what is wrong with its files, or None."""
+    mask, files = mask_and_files
+    try:
+        # not from the .pkl beside it, as nnU-Net does: unpickling could run anything
+        _, properties = reader_writer.read_seg(str(mask))
+        segmentation = label_manager.convert_probabilities_to_segmentation(average_probabilities(files))
+        with atomic_path(folder / mask.name) as partial:
+            reader_writer.write_seg(segmentation, str(partial), properties)
+    except Exception as error:  # numpy, zipfile and nnU-Net raise errors of many types for damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return f"{' and '.join(files)}: cannot be averaged ({reason}); predict again with --save_probabilities"
+    return None

@@ -1,7 +1,6 @@
 """``braintum_evaluate`` and ``braintum_postprocess`` on folders, on the folds of a model, and on several models."""
 
 import json
-import pickle
 import re
 
 import numpy as np
@@ -188,10 +187,9 @@ def test_ensemble_averages_voxels_and_classes(tmp_path):
     assert not can_be_ensembled(members)
     for folder, tumour in zip(folders, (0.9, 0.3), strict=True):
         for case in CASES:
-            _, properties = SimpleITKIO().read_seg(str(folder / f"{case}.nii.gz"))
             probability = np.where(CASES[case][2] > 0, tumour, 0.0)[None]
             np.savez(folder / f"{case}.npz", probabilities=np.stack([1 - probability, probability]).astype(np.float32))
-            (folder / f"{case}.pkl").write_bytes(pickle.dumps(properties))
+            (folder / f"{case}.pkl").write_bytes(b"not unpickled")
     result = json.loads((folders[1] / "classes" / "b2.json").read_text(encoding="utf-8"))
     result["probabilities"] = dict(zip(result["probabilities"], (0.1, 0.8, 0.1), strict=True))
     (folders[1] / "classes" / "b2.json").write_text(json.dumps(result))
@@ -202,6 +200,15 @@ def test_ensemble_averages_voxels_and_classes(tmp_path):
     assert table.probabilities is not None
     np.testing.assert_allclose(table.probabilities[3], (0.3, 0.6, 0.1))
     assert table.predicted_class[3] == 1  # one model alone says meningioma
+
+    (folders[1] / "b1.npz").write_bytes((folders[1] / "b1.npz").read_bytes()[:100])
+    found = ensemble(members, tmp_path / "without_b1", 1)
+    assert list(found.masks) == list(found.references) == [case for case in CASES if case != "b1"]
+    assert "two/b1.npz: cannot be averaged" in found.failed["b1"]
+    assert not (tmp_path / "without_b1" / "b1.nii.gz").exists()
+    failing = predictions_in_folder(folders[0], truth).without({"a1": "a1 is damaged"})
+    found = ensemble([members[1], failing], tmp_path / "without_a1", 1)
+    assert found.failed.keys() == {"a1", "b1"} and list(found.masks) == ["a2", "b2", "h1", "h2"]
 
 
 def test_masks_and_classes_made_consistent(tmp_path):
