@@ -79,7 +79,7 @@ def write_audit(audit: Audit, folder: Path) -> tuple[Path, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     write_json_atomic(folder / JSON_FILE, audit.to_json())
     with atomic_path(folder / HTML_FILE) as partial:
-        partial.write_text(page, encoding="utf-8", newline="\n")
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")  # names of files
     return folder / JSON_FILE, folder / HTML_FILE
 
 

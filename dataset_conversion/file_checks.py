@@ -26,8 +26,9 @@ _BLOCK = 2**20
 _HEADER = 348
 _HEADERS = (348, 540)
 """Sizes of the headers of NIfTI-1 and NIfTI-2: the first four bytes of such a file."""
-_FLOATS = {16: "f4", 64: "f8", 32: "f4", 1792: "f8"}
-"""NIfTI's codes of types that can hold NaN; complex numbers are pairs."""
+_FLOATS = {16: "f4", 64: "f8"}
+_COMPLEX = (32, 1792, 2048)
+"""NIfTI's codes of types that can hold NaN, and of complex numbers."""
 _SITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".ima")
 
 
@@ -52,6 +53,8 @@ def check_file(path: str | os.PathLike[str]) -> None:
             raise DamagedFileError(f"{path}: is a folder, not a file")
         if path.stat().st_size == 0:
             raise DamagedFileError(f"{path}: the file is empty")
+        if name.endswith((".nii.gz", ".nii", *_SITK_ENDINGS)):
+            check_name(path)
         if name.endswith((".nii.gz", ".nii")):
             _check_nifti(path)
         elif name.endswith(_SITK_ENDINGS):
@@ -66,6 +69,18 @@ def check_file(path: str | os.PathLike[str]) -> None:
         raise DamagedFileError(f"{path}: cannot be read ({error.strerror or _one_line(error)})") from error
     except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow
         raise DamagedFileError(f"{path}: not a complete image ({_one_line(error)})") from error
+
+
+def check_name(path: Path) -> None:
+    """Refuses a path that is not valid text: ITK would end the whole process.
+
+    Raises:
+        DamagedFileError: it is not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise DamagedFileError(f"{path}: the path is not valid UTF-8; rename it") from error
 
 
 def _check_declared_size(path: Path) -> None:
@@ -149,6 +164,8 @@ def _read_header(path: Path, start: bytes) -> tuple[int, int, np.dtype | None]:
     sizes = dim[1 : 1 + dim[0]] if 1 <= dim[0] <= 7 else ()
     if not sizes or min(sizes) < 1 or bits < 1:
         raise DamagedFileError(f"{path}: declares sizes {', '.join(map(str, dim))} and {bits} bits, which cannot be")
+    if code in _COMPLEX:
+        raise DamagedFileError(f"{path}: holds complex numbers; export their magnitude")
     for size, spacing in zip(sizes, pixdim[1:], strict=False):
         if size > 1 and not 0 < abs(spacing) < MAX_SPACING_MM:
             raise DamagedFileError(f"{path}: a spacing of {spacing:g} mm cannot be; correct the header")

@@ -10,7 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from dataset_conversion.atomic import atomic_path
-from dataset_conversion.file_checks import DamagedFileError, check_file
+from dataset_conversion.file_checks import DamagedFileError, check_file, check_name
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 DICOM_ENDINGS = (".dcm", ".ima")
@@ -104,6 +104,10 @@ def _series_files(folder: Path) -> list[str]:
     Raises:
         VolumeError: there is not exactly one series, or its slices are not parallel and evenly spaced.
     """
+    try:
+        check_name(folder)
+    except DamagedFileError as error:
+        raise VolumeError(str(error)) from error
     files = dicom_files(folder)
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)) if files else ()
     if not series:
@@ -178,6 +182,7 @@ def check_images(files: Sequence[str]) -> None:
     """
     headers: dict[Path, sitk.ImageFileReader] = {}
     for file in files:
+        check_name(Path(file))  # of pictures too: a table of cases could not hold it
         check_file(file)
         if file.lower().endswith((*VOLUME_ENDINGS, *DICOM_ENDINGS)):
             reader = sitk.ImageFileReader()

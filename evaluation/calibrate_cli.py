@@ -65,7 +65,7 @@ def calibrate_model(argv: list[str] | None = None) -> int:
     predictions = predictions_of_folds(folder, args.f, args.cases)
     schema = predictions.schema
     if schema is None:
-        raise ValueError(f"{folder} holds a model without tumour classes: there is nothing to calibrate")
+        raise ValueError(f"{folder / 'dataset.json'} names no tumour classes: there is nothing to calibrate")
     cases = held_out_cases(predictions)
     figures = calibrate(cases, schema.class_names, args.target_accuracy, args.resamples)
     fingerprints = checkpoint_fingerprints(folder, figures["folds"], args.chk)

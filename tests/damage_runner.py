@@ -212,9 +212,9 @@ def run_damaged(
             "changed": changed + partial,
             "count": count,
             "invalid": invalid,
-            "named": sorted({os.fsencode(path.name).decode("utf-8", "backslashreplace") for path in (target, named)}),
+            "named": sorted({path.name.encode("utf-8", "backslashreplace").decode() for path in (target, named)}),
             "case": target.parent.name if command.names_folder else "",
-            "shared": command.is_shared(target.relative_to(folder)),
+            "shared": command.is_shared(target.relative_to(folder)) or (command.pairs and chosen.name == "odd name"),
             "broken": broken,
         }
 

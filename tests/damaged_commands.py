@@ -46,6 +46,8 @@ class DamagedCommand:
         shared: patterns of those that more than one case depends on: damage to them may end the command.
         names_folder: the folder of a file is as good as its name in a message: the files are slices of one volume.
         lost: cases at most that one damaged file may cost.
+        pairs: every file has a counterpart; to leave out what has none would make figures better than they are, so the
+            command refuses a renamed file.
     """
 
     name: str
@@ -56,6 +58,7 @@ class DamagedCommand:
     shared: Sequence[str] = ("*.csv", "*annotations_*.json", "*dataset.json")
     names_folder: bool = False
     lost: int = 1
+    pairs: bool = False
 
     def files(self, folder: Path) -> list[Path]:
         """The files that may be damaged."""
@@ -400,7 +403,14 @@ COMMANDS = (
         ("model/*",),
         _ALL_SHARED,
     ),
-    DamagedCommand("evaluate", _write_evaluation, _evaluate, _count_evaluated, shared=("*cases.csv", "*dataset.json")),
+    DamagedCommand(
+        "evaluate",
+        _write_evaluation,
+        _evaluate,
+        _count_evaluated,
+        shared=("*cases.csv", "*dataset.json"),
+        pairs=True,
+    ),
     DamagedCommand(
         "evaluate folds",
         _write_folds,
@@ -408,6 +418,7 @@ COMMANDS = (
         _count_evaluated,
         ("*.nii.gz", *_OF_FOLDS),
         shared=_ALL_SHARED,
+        pairs=True,
     ),
     DamagedCommand("calibrate", _write_many_folds, _calibrate, _count_calibrated, _OF_FOLDS, ("*",)),
     DamagedCommand(

@@ -148,7 +148,7 @@ def test_models_without_class_results(model, capsys):
     del content["classification"]
     (model / "dataset.json").write_text(json.dumps(content))
     assert command("-m", model) == 1
-    assert "without tumour classes" in capsys.readouterr().err
+    assert "dataset.json names no tumour classes" in capsys.readouterr().err
 
 
 def test_fingerprint_is_of_the_weights():

@@ -309,6 +309,19 @@ def test_dicom_beside_other_files_and_without_an_ending(source, raw):
     np.testing.assert_array_equal(sitk.GetArrayFromImage(read(raw, "imagesTr/P3_0000.nii.gz")), volume_array(20))
 
 
+@pytest.mark.parametrize("series", [False, True])
+def test_path_that_is_not_utf8_is_refused(tmp_path, series):
+    path = tmp_path / "\udce4"
+    if series:
+        write_dicom_series(tmp_path / "series", volume_array(1)).rename(path)
+    else:
+        path = path.with_suffix(".nii.gz")
+        write_volume_file(tmp_path / "volume.nii.gz", volume_array(1))
+        (tmp_path / "volume.nii.gz").rename(path)
+    with pytest.raises(VolumeError, match="is not valid UTF-8; rename it"):
+        read_volume(path)
+
+
 def test_volume_of_several_components_or_dimensions_is_refused(tmp_path):
     colour = sitk.GetImageFromArray(np.zeros((4, 5, 6, 3), np.uint8), isVector=True)
     sitk.WriteImage(colour, str(tmp_path / "colour.nrrd"))
