@@ -1,11 +1,10 @@
-"""From preprocessed cases to predicted ones: case after case as nnU-Net does it, or in bulk."""
+"""From preprocessed cases to predicted ones in bulk, with one model or two."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from inference.bulk_prediction import BulkPredictor, PredictedCase
 from inference.joint_predictor import JointPredictor
@@ -16,23 +15,6 @@ PreprocessedCase = tuple[str, Sequence[np.ndarray]]
 """Name and images (C, Z, Y, X): that of the masks' model first, that of the classes' model last."""
 
 
-def one_by_one(
-    predictor: SegmentationPredictor, class_predictor: JointPredictor, cases: Iterable[PreprocessedCase]
-) -> Iterator[PredictedCase]:
-    """nnU-Net's own prediction: batch 1, its order of windows, mirrors and folds, its buffers.
-
-    Args:
-        predictor: predicts the masks.
-        class_predictor: predicts the classes; may be the same.
-        cases: preprocessed.
-    """
-    for name, images in cases:
-        logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(images[0])).cpu().numpy()
-        if class_predictor is not predictor:
-            class_predictor.predict_logits_from_preprocessed_data(torch.from_numpy(images[-1]))
-        yield PredictedCase(name, logits, class_predictor.evidence)
-
-
 def in_bulk(
     predictor: SegmentationPredictor,
     class_predictor: JointPredictor,
@@ -41,7 +23,7 @@ def in_bulk(
     num_threads: int,
     precision: Precision,
 ) -> Iterator[PredictedCase]:
-    """As :func:`one_by_one`, to rounding: see :class:`inference.bulk_prediction.BulkPredictor`.
+    """Predict cases in their order; see :class:`inference.bulk_prediction.BulkPredictor`.
 
     Args:
         predictor: predicts the masks.

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -34,8 +33,9 @@ from dataset_conversion.file_checks import DamagedFileError
 from dataset_conversion.parallel import prepare_worker
 from dataset_conversion.volumes import VolumeError, check_images
 from inference.calibration import calibrated_result, is_calibrated_with
-from inference.case_streams import in_bulk, one_by_one
+from inference.case_streams import in_bulk
 from inference.class_evidence import AggregationMode, ClassVerdict, aggregate
+from inference.exact_prediction import predict_one_by_one
 from inference.joint_predictor import JointPredictor
 from inference.memory_budget import available_cores
 from inference.model_identity import model_identity
@@ -105,15 +105,11 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Options:
-    """How to predict; ``queue_length`` cases at most wait between reading, network and writing.
-
-    ``num_threads`` is torch's number of threads, the one that nnU-Net's prediction would choose.
-    """
+    """How to predict; ``queue_length`` cases at most wait between reading, network and writing."""
 
     aggregation: AggregationMode
     save_probabilities: bool
     queue_length: int
-    num_threads: int
     exact: bool
     precision: Precision
     calibration: Calibration | None
@@ -226,13 +222,11 @@ def predict_folder(
         if not preprocessed_alike(predictor, class_predictor):
             preprocessing.append(_Model.of(class_predictor, schema))
     ending = model.dataset_json["file_ending"]
-    num_threads = min(default_num_processes, torch.get_num_threads())
-    num_readers = 1 if exact else min(_MOST_READERS, max(2, available_cores() // 2))  # threads, where no processes
+    num_readers = min(_MOST_READERS, max(2, available_cores() // 2))  # threads, where no processes
     options = _Options(
         aggregation,
         save_probabilities,
         queue_length=(num_workers or num_readers - 1) + 2,
-        num_threads=num_threads if exact else 1,  # in bulk, cases are written by several threads
         exact=exact,
         precision=precision,
         calibration=calibration,
@@ -275,7 +269,7 @@ def predict_folder(
     ):
         # one number of threads for all: nnU-Net sets it within prediction and export, which here run at the same time
         threads = torch.get_num_threads()
-        torch.set_num_threads(options.num_threads)
+        torch.set_num_threads(1)
         try:
             predictions = _predict_cases(
                 predictor, class_predictor, cases, todo, preprocessing, target, workers, options
@@ -321,12 +315,12 @@ def _predict_cases(
         fault = fault_of(export)
         return case, None if fault is None else f"{target / case} could not be written: {fault}"
 
+    # all cores, whatever OMP_NUM_THREADS says: many set it to 1 for nnU-Net's training
+    num_threads = available_cores() if predictor.device.type == "cpu" else 1
     if options.exact:
-        predictions = one_by_one(predictor, class_predictor, reader)
+        predictions = predict_one_by_one(predictor, class_predictor, reader, len(todo), num_threads)
     else:
-        predictions = in_bulk(
-            predictor, class_predictor, reader, len(todo), _threads_for_bulk(predictor), options.precision
-        )
+        predictions = in_bulk(predictor, class_predictor, reader, len(todo), num_threads, options.precision)
     try:
         for predicted in predictions:
             verdict = aggregate(predicted.evidence, options.aggregation)
@@ -349,11 +343,6 @@ def _predict_cases(
             yield finish_oldest_export()
     finally:  # interrupted: what is predicted already is still written
         reader.cancel()
-
-
-def _threads_for_bulk(predictor: SegmentationPredictor) -> int:
-    """All cores on the CPU, whatever OMP_NUM_THREADS says: many set it to 1 for nnU-Net's training."""
-    return available_cores() if predictor.device.type == "cpu" else 1
 
 
 def _executor(num_workers: int, num_threads: int, num_cases: int) -> Executor:
@@ -424,7 +413,7 @@ def _export(
                 model.dataset_json,
                 str(partial / case),
                 options.save_probabilities,
-                num_threads_torch=options.num_threads,
+                num_threads_torch=1,
             )
             reader_writer = model.plans_manager.image_reader_writer_class()
             result = case_result(case, verdict, model.schema, partial / f"{case}{ending}", reader_writer)

@@ -1,19 +1,23 @@
 """nnU-Net's predictor, loaded from a model folder without running code that somebody put into a checkpoint."""
 
+import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from torch._dynamo import OptimizedModule
 
 from architectures.weights_fingerprint import weights_fingerprint
 from inference.checkpoints import check_weights, load_checkpoint_safely
 from inference.model_files import check_size, checked_configuration, read_dataset_json, read_plans
-from inference.network_copies import networks_of_folds
+from inference.network_copies import networks_of_folds, shared_copy
 
 
 class SegmentationPredictor(nnUNetPredictor):
@@ -35,6 +39,7 @@ class SegmentationPredictor(nnUNetPredictor):
         self.folds: list[int | str] = []
         self.configuration_name = ""
         self.checkpoint_name: str | None = None
+        self._networks_in_memory: list[Any] = []
 
     def initialize_from_trained_model_folder(
         self,
@@ -106,6 +111,53 @@ class SegmentationPredictor(nnUNetPredictor):
         )
         self.model_folder, self.folds, self.checkpoint_name = folder, folds, checkpoint_name
         self.configuration_name = configuration
+
+    @contextmanager
+    def folds_in_memory(self) -> Iterator[None]:
+        """Within the block, :meth:`predict_logits_from_preprocessed_data` keeps the network of each fold.
+
+        nnU-Net loads the weights of every fold again for every image. A compiled network does so here too.
+        """
+        if isinstance(self.network, OptimizedModule):
+            yield
+            return
+        networks = [self.network, *(copy.deepcopy(self.network) for _ in self.list_of_parameters[1:])]
+        for network, weights in zip(networks, self.list_of_parameters, strict=True):
+            network.load_state_dict(weights)
+        self._networks_in_memory = networks
+        try:
+            yield
+        finally:
+            self.network, self._networks_in_memory = networks[0], []
+
+    @property
+    def can_have_twins(self) -> bool:
+        """Whether the networks are in memory, see :meth:`folds_in_memory`."""
+        return bool(self._networks_in_memory)
+
+    def twin(self) -> "SegmentationPredictor":
+        """A predictor with the same weights for another thread, while the networks are in memory."""
+        twin = copy.copy(self)
+        twin._networks_in_memory = [shared_copy(network) for network in self._networks_in_memory]
+        twin.network = twin._networks_in_memory[0]
+        return twin
+
+    @torch.inference_mode()
+    def predict_logits_from_preprocessed_data(self, data: torch.Tensor) -> torch.Tensor:
+        """Segmentation logits (heads, Z, Y, X) on the CPU, averaged over folds, from an image (C, Z, Y, X)."""
+        if not self._networks_in_memory:
+            return super().predict_logits_from_preprocessed_data(data)
+        first, *others = self._networks_in_memory
+        logits = self._logits_of(first, data)
+        for network in others:
+            logits += self._logits_of(network, data)
+        if others:
+            logits /= len(self._networks_in_memory)
+        return logits
+
+    def _logits_of(self, network: Any, data: torch.Tensor) -> torch.Tensor:
+        self.network = network
+        return self.predict_sliding_window_return_logits(data).to("cpu")
 
     @property
     def fingerprints(self) -> list[str]:
