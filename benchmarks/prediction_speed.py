@@ -67,6 +67,9 @@ def main() -> None:
         choose(args.i, ending, single, 1)
         figures: dict[str, Any] = {"cases": len(cases), "folds": len(args.f), "device": args.device}
         for name, source in {"all": images, "single": single}.items():
+            if name == "single" and len(cases) == 1:
+                figures[name] = figures["all"]
+                continue
             runs: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
             for turn in range(args.n):
                 for mode in MODES[turn % 3 :] + MODES[: turn % 3]:

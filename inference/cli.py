@@ -56,7 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-npp",
         type=int,
-        help="processes for reading, preprocessing and writing; default: 0 (threads), with --exact 3 in 3-D",
+        default=0,
+        help="processes for reading, preprocessing and writing; default: 0, threads",
     )
     parser.add_argument(
         "-aggregation", default="weighted", choices=AGGREGATION_MODES, help="of class evidence; default: %(default)s"
@@ -155,10 +156,6 @@ def predict(argv: list[str] | None = None) -> int:
         calibration, warnings = calibration_of(*classified_by, args.aggregation)
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
-    num_workers = args.npp
-    if num_workers is None:
-        patch_sizes = [p.configuration_manager.patch_size for p in (predictor, class_predictor) if p is not None]
-        num_workers = 3 if args.exact and any(len(patch_size) == 3 for patch_size in patch_sizes) else 0
     outcome = predict_folder(
         predictor,
         args.i,
@@ -167,7 +164,7 @@ def predict(argv: list[str] | None = None) -> int:
         continue_prediction=args.continue_prediction,
         num_parts=args.num_parts,
         part_id=args.part_id,
-        num_workers=num_workers,
+        num_workers=args.npp,
         aggregation=args.aggregation,
         cases_file=args.cases,
         arguments={name: without_folders(x) if isinstance(x, str) else x for name, x in vars(args).items()},
