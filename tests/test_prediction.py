@@ -240,16 +240,33 @@ def test_preprocessing_faults_name_file_and_remedy(data: Any, message: str, monk
         _preprocess(["x_0000.nii.gz"], model)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_network_that_answers_nan(exact: bool, model: Path, nnunet_folders: Any, tmp_path: Path) -> None:
+def test_network_that_answers_nan(model: Path, nnunet_folders: Any, tmp_path: Path) -> None:
     predictor = load_predictor(JointPredictor, model)
     for weights in predictor.list_of_parameters:
         next(iter(weights.values())).fill_(3e38)  # finite, but nothing that is computed with it
     images = nnunet_folders.raw / "Dataset007_Tiny" / "imagesTr"
-    outcome = predict_folder(predictor, images, tmp_path / "out", exact=exact, show_progress=False)
-    assert not outcome.predicted and len(outcome.failed) == len(list(images.iterdir()))
-    assert all("answer is NaN or infinite; its checkpoint may be damaged" in fault for fault in outcome.failed.values())
-    assert not list((tmp_path / "out" / "classes").glob("*.json"))
+    for exact in (True, False):
+        target = tmp_path / f"exact {exact}"
+        failed = predict_folder(predictor, images, target, exact=exact, show_progress=False).failed
+        assert len(failed) == len(list(images.iterdir()))
+        assert all("answer is NaN or infinite; its checkpoint may be damaged" in fault for fault in failed.values())
+        assert not list((target / "classes").glob("*.json"))
+
+
+def test_lanes_give_nnunets_files(
+    model: Path, nnunet_folders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = nnunet_folders.raw / "Dataset007_Tiny" / "imagesTr"
+    stock = tmp_path / "stock"
+    stock.mkdir()
+    load_predictor(nnUNetPredictor, model).predict_from_files_sequential(str(images), str(stock))
+    expected = {file.name: file.read_bytes() for file in stock.glob("*.nii.gz")}
+    assert len(expected) > 3
+    for cores in (1, 3):
+        monkeypatch.setattr("inference.predict_folder.available_cores", lambda cores=cores: cores)
+        ours = tmp_path / str(cores)
+        predict_folder(load_predictor(JointPredictor, model), images, ours, show_progress=False)
+        assert {file.name: file.read_bytes() for file in ours.glob("*.nii.gz")} == expected
 
 
 def test_find_cases(tmp_path: Path) -> None:
