@@ -63,12 +63,14 @@ class Part:
         dataset_json: the content of `dataset.json`.
         schema: its classes; None without any.
         cases: its cases.
+        unlisted: what is wrong with images that `cases.csv` says nothing of.
     """
 
     folder: Path
     dataset_json: Mapping[str, Any]
     schema: ClassSchema | None
     cases: tuple[Case, ...]
+    unlisted: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -163,7 +165,8 @@ def combine(
     schema = _unify_classes(parts)
     labels = _unify_labels(parts)
     combined = _unify_cases(parts, schema, labels.get(IGNORE), pool)
-    reports, problems = inspect_cases(inspect_case, combined, request)
+    unlisted = [problem for part in parts for problem in part.unlisted]
+    reports, problems = inspect_cases(inspect_case, combined, request, unlisted)
     # `tumor` without a mask, beside named types: such a case would train nothing
     useful = {report.case.case for report in reports if report.case.tumour_class or report.tumour_size is not None}
     if len(useful) < len(reports):
@@ -237,25 +240,24 @@ def read_part(raw_folder: Path, dataset_id: int) -> Part:
         schema,
         tuple(read_cases(folder / CASES_FILE, schema.class_names if schema else None).values()),
     )
-    _check_complete(part)
     cases = tuple(case for case in part.cases if case.split != "test" or part.files(case)[-1].is_file())
     if not cases:
         raise SourceError(f"{folder / CASES_FILE}: holds no cases; convert the data set again")
     if len(cases) < len(part.cases):
         logger.warning("%s: %d test cases without a label map are left out", folder, len(part.cases) - len(cases))
-    return replace(part, cases=cases)
+    return replace(part, cases=cases, unlisted=tuple(_unlisted_images(part)))
 
 
-def _check_complete(part: Part) -> None:
-    """Raises SourceError if there are images that cases.csv says nothing of."""
+def _unlisted_images(part: Part) -> list[str]:
+    """Returns what is wrong where there are images that cases.csv says nothing of."""
     listed = {case.case for case in part.cases}
-    ending = part.dataset_json["file_ending"]
-    for folder_ending in _FOLDER_ENDINGS.values():
-        for image in sorted((part.folder / f"images{folder_ending}").glob(f"[!.]*_0000{ending}")):
-            if image.name.removesuffix(f"_0000{ending}") not in listed:
-                raise SourceError(
-                    f"{part.folder / CASES_FILE}: does not list {image}; convert the data set again, or add its row"
-                )
+    end = f"_0000{part.dataset_json['file_ending']}"
+    return [
+        f"{image}: {part.folder / CASES_FILE} does not list it; convert the data set again, or add its row"
+        for kind in _FOLDER_ENDINGS.values()
+        for image in sorted((part.folder / f"images{kind}").glob(f"[!.]*{end}"))
+        if image.name.removesuffix(end) not in listed
+    ]
 
 
 def _incompatibilities(parts: Sequence[Part], channel_names: Sequence[str] | None) -> list[str]:
