@@ -38,8 +38,9 @@ class JointPredictor(SegmentationPredictor):
         """
         schema = ClassSchema.from_dataset_json(self.dataset_json)
         if schema is None:
+            where = "" if self.model_folder is None else f": {self.model_folder / 'dataset.json'} names none"
             raise ValueError(
-                f"the model was trained by {self.trainer_name} without tumour classes; use nnUNetv2_predict for it"
+                f"the model was trained by {self.trainer_name} without tumour classes{where}; use nnUNetv2_predict"
             )
         return schema
 
