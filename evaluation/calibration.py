@@ -317,9 +317,9 @@ def checkpoint_fingerprints(model_folder: Path, folds: Sequence[int], checkpoint
             raise FileNotFoundError(f"no checkpoint at {file}; name the one that was validated with -chk")
         try:
             weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["network_weights"]
+            found[str(fold)] = weights_fingerprint(weights)
         except Exception as error:  # torch raises whatever it likes
             raise ValueError(f"{file} is damaged, or no checkpoint of this package's trainers: {error}") from error
-        found[str(fold)] = weights_fingerprint(weights)
     return found
 
 

@@ -145,7 +145,7 @@ def predictions_in_folder(
         masks,
         {case: references[case] for case in masks},
         dataset_json,
-        _of_these_cases(results, masks, prediction_folder),
+        _of_these_cases(results, masks, prediction_folder, failed),
         {} if cases_file is None else _rows(cases_file, schema, masks),
         missing=missing,
     ).without(failed or {})
@@ -196,7 +196,8 @@ def predictions_of_folds(
         fold_of_case |= dict.fromkeys(here, fold)
         if schema is not None:
             of_fold = read_class_results(folder, schema, failed)
-            results |= _of_these_cases(of_fold, {case: here[case] for case in here.keys() - (failed or {})}, folder)
+            whole = {case: here[case] for case in here.keys() - (failed or {})}
+            results |= _of_these_cases(of_fold, whole, folder, failed)
     if results and (without := masks.keys() - results.keys() - (failed or {}).keys()):
         fold = min(fold_of_case[case] for case in without)
         file = model_folder / f"fold_{fold}" / "validation" / VALIDATION_CLASSES_FILE
@@ -313,11 +314,19 @@ def _read_classes_csv(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def _of_these_cases(
-    results: Mapping[str, Mapping[str, Any]], masks: Mapping[str, Path], folder: Path
+    results: Mapping[str, Mapping[str, Any]], masks: Mapping[str, Path], folder: Path, failed: dict[str, str] | None
 ) -> dict[str, Mapping[str, Any]]:
-    """The class results of the cases that have a mask; all of them have one, or none has."""
+    """The class results of the cases that have a mask; all of them should have one, or none has.
+
+    Args:
+        failed: see :func:`read_class_results`.
+    """
     if results and (without := sorted(masks.keys() - results.keys())):
-        raise ValueError(f"{folder}: {_some(without)} have a mask but no class; predict them again")
+        files = [folder / name for name in (VALIDATION_CLASSES_FILE, CLASSES_FOLDER, CLASSES_FILE)]
+        where = next(file for file in files if file.exists())
+        if failed is None:
+            raise ValueError(f"{where}: {_some(without)} have a mask but no class; predict them again")
+        failed |= {case: f"{where}: {case} has a mask but no class; predict it again" for case in without}
     return {case: results[case] for case in masks if case in results}
 
 

@@ -46,8 +46,8 @@ class DamagedCommand:
         shared: patterns of those that more than one case depends on: damage to them may end the command.
         names_folder: the folder of a file is as good as its name in a message: the files are slices of one volume.
         lost: cases at most that one damaged file may cost.
-        pairs: every file has a counterpart; to leave out what has none would make figures better than they are, so the
-            command refuses a renamed file.
+        pairs: every file has a counterpart, or a row in a table; to leave out what has none would make figures better
+            than they are, or lose a patient, so the command refuses a renamed file.
     """
 
     name: str
@@ -393,8 +393,12 @@ COMMANDS = (
         "audit of a data set", _write_raw(".nii.gz"), _audit("in/Dataset007_Tiny"), _count_audited, shared=_ALL_SHARED
     ),
     DamagedCommand("audit of folders", _write_audit_folders, _audit("in/train", "in/test"), _count_audited),
-    DamagedCommand("predict", _write_prediction(".nii.gz", 2), _predict, _count_predicted, shared=("*cases.csv",)),
-    DamagedCommand("predict, PNG", _write_prediction(".png", 1), _predict, _count_predicted, shared=("*cases.csv",)),
+    DamagedCommand(
+        "predict", _write_prediction(".nii.gz", 2), _predict, _count_predicted, shared=("*cases.csv",), pairs=True
+    ),
+    DamagedCommand(
+        "predict, PNG", _write_prediction(".png", 1), _predict, _count_predicted, shared=("*cases.csv",), pairs=True
+    ),
     DamagedCommand(
         "model of predict",
         _write_prediction(".png", 1, 2),

@@ -95,6 +95,15 @@ def test_fold_without_classes(trained):
         predictions_of_folds(model)
 
 
+def test_case_without_a_class(trained, capsys):
+    file = trained / "nnUNet_results" / "Dataset042_Tiny" / MODEL / "fold_0" / "validation" / "classification.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({"cases": {case: row for case, row in content["cases"].items() if case != "a2"}}))
+    arguments = ("-d", 42, "-p", "BrainTumPlans", "-c", "2d", "-np", 1, "--resamples", 100, "-o", trained / "out")
+    assert command(evaluate, *arguments) == 3
+    assert f"not evaluated: a2: {file}: a2 has a mask but no class" in capsys.readouterr().err
+
+
 def test_first_truth_is_damaged(trained, capsys):
     (trained / "nnUNet_preprocessed" / "Dataset042_Tiny" / "gt_segmentations" / "a1.nii.gz").write_text("damaged")
     arguments = ("-d", 42, "-p", "BrainTumPlans", "-c", "2d", "-np", 1, "--resamples", 100, "-o", trained / "out")
