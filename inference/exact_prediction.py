@@ -59,6 +59,11 @@ def predict_one_by_one(
             finally:
                 lanes.append(lane)
 
+        if num_lanes == 1:
+            torch.set_num_threads(num_threads)
+            for case in itertools.chain([first], images):
+                yield predict(*case)
+            return
         threads = (max(1, num_threads // num_lanes),)
         pool = stack.enter_context(ThreadPoolExecutor(num_lanes, initializer=torch.set_num_threads, initargs=threads))
         running: deque[Future[PredictedCase]] = deque()

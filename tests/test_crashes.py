@@ -241,8 +241,9 @@ def test_checkpoint_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
-def prediction(nnunet_folders: Any) -> Callable[..., Any]:
-    """Predicts four images, nnU-Net's way, into a folder."""
+def prediction(nnunet_folders: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Predicts four images into a folder, nnU-Net's way; in one thread: MKL hangs in threads of a forked process."""
+    monkeypatch.setattr(predict_folder_module, "available_cores", lambda: 1)
     raw = write_dataset(nnunet_folders.raw, 7, num_cases=4)
     dataset = write_preprocessed(nnunet_folders.preprocessed, "2d")
     plans = {**dataset.plans, "foreground_intensity_properties_per_channel": {"0": {}}}
