@@ -75,7 +75,7 @@ def step_of(convolution: nn.Module, image: torch.Tensor, cudnn: bool) -> Callabl
     def step() -> None:
         with (
             torch.backends.cudnn.flags(enabled=cudnn, benchmark=True),
-            torch.autocast(image.device.type, image.is_cuda),
+            torch.autocast(image.device.type, enabled=image.is_cuda),
         ):
             output = convolution(image)
             output.backward(torch.ones_like(output))
