@@ -15,7 +15,7 @@ labels apart from the ignore label. Everything else is unified:
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from dataset_conversion.cases import CASES_FILE, SPLITS, Case, ClassSchema, read
 from dataset_conversion.class_names import NEGATIVE_CLASS, UNSPECIFIC_CLASS, canonical_name, unified_schema
 from dataset_conversion.file_checks import check_file
 from dataset_conversion.image_files import read_array, replace_label
-from dataset_conversion.json_files import read_dataset_json
+from dataset_conversion.json_files import label_values, read_dataset_json
 from dataset_conversion.raw_dataset import (
     DATASET_FILE,
     STATE_FILE,
@@ -80,7 +80,7 @@ class Part:
     @property
     def label_values(self) -> frozenset[int]:
         """All values that a label map may hold."""
-        return frozenset(_label_values(self.dataset_json["labels"]))
+        return frozenset(label_values(self.dataset_json["labels"]))
 
     @property
     def ignore_label(self) -> int | None:
@@ -326,13 +326,8 @@ def _unify_classes(parts: Sequence[Part]) -> ClassSchema | None:
 def _unify_labels(parts: Sequence[Part]) -> dict[str, Any]:
     labels = {name: value for name, value in parts[0].dataset_json["labels"].items() if name != IGNORE}
     if any(part.ignore_label is not None for part in parts):
-        labels[IGNORE] = max(_label_values(labels)) + 1  # nnU-Net wants the highest value for it
+        labels[IGNORE] = max(label_values(labels)) + 1  # nnU-Net wants the highest value for it
     return labels
-
-
-def _label_values(labels: Mapping[str, Any]) -> Iterator[int]:
-    for entry in labels.values():
-        yield from entry if isinstance(entry, list) else [entry]
 
 
 def _unify_cases(

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +101,15 @@ def read_dataset_json(path: str | os.PathLike[str], remedy: str = "restore it") 
     check_schema(content, DATASET_SCHEMA, path, remedy)
     if not content.keys() & {"channel_names", "modality"}:  # the second is that of nnU-Net v1, which v2 reads too
         raise ValueError(f'{path}: "channel_names" is missing; {remedy}')
-    values = [
-        value for entry in content["labels"].values() for value in (entry if isinstance(entry, list) else [entry])
-    ]
-    if 0 not in values or content["labels"].get("background", 0) != 0:
+    if 0 not in label_values(content["labels"]) or content["labels"].get("background", 0) != 0:
         raise ValueError(f'{path}: labels have to hold "background": 0; {remedy}')
     return content
+
+
+def label_values(labels: Mapping[str, Any]) -> Iterator[int]:
+    """Yields the values of all labels and regions, those of several regions several times."""
+    for entry in labels.values():
+        yield from entry if isinstance(entry, list) else [entry]
 
 
 def check_schema(

@@ -17,9 +17,7 @@ _NUMPY_SCALARS: list[Any] = [
     *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)),
 ]
 # what torch raises for damaged files, depending on where the damage is
-_READING_ERRORS = (
-    *(pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError),
-)
+_DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, AttributeError)
 
 
 def load_checkpoint_safely(file: str | Path, trust: bool = False) -> dict[str, Any]:
@@ -40,16 +38,7 @@ def load_checkpoint_safely(file: str | Path, trust: bool = False) -> dict[str, A
     try:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             checkpoint = torch.load(file, map_location="cpu", weights_only=not trust)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except _DAMAGED as error:
         code = re.search(r"unsupported global:? (?:GLOBAL )?(\S+)", str(error), re.IGNORECASE)
         if code is not None:
             raise ValueError(
