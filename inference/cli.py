@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -111,22 +110,21 @@ def predict(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
     logging.getLogger("inference.precision").setLevel(logging.INFO)  # in which precision, and why
 
-    import torch  # late: "-h" and a mistyped flag should answer at once
+    from inference.devices import prepare_device  # late: "-h" and a mistyped flag should answer at once
+
+    device = prepare_device(args.device)
 
     from inference.joint_predictor import JointPredictor
     from inference.patients import PATIENTS_FILE
     from inference.predict_folder import CLASSES_FILE, predict_folder
     from inference.segmentation_predictor import SegmentationPredictor
 
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("there is no CUDA device; add -device cpu")
-    torch.set_num_threads((os.cpu_count() or 1) if args.device == "cpu" else 1)
     folder = model_folder(args)
     options: dict[str, Any] = {
         "tile_step_size": args.step_size,
         "use_mirroring": not args.disable_tta,
         "perform_everything_on_device": args.device == "cuda",
-        "device": torch.device(args.device),
+        "device": device,
         "verbose": args.verbose,
         "allow_tqdm": False,  # nnU-Net shows a bar a case; ours counts cases
     }

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -64,19 +63,18 @@ def explain(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING)
 
-    import torch  # late: "-h" and a mistyped flag should answer at once
+    from inference.devices import prepare_device  # late: "-h" and a mistyped flag should answer at once
+
+    device = prepare_device(args.device)
 
     from inference.explain_folder import TABLE_FILE, Explainer, explain_folder
     from inference.joint_predictor import JointPredictor
 
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("there is no CUDA device; add -device cpu")
-    torch.set_num_threads((os.cpu_count() or 1) if args.device == "cpu" else 1)
     predictor = JointPredictor(
         tile_step_size=args.step_size,
         use_mirroring=not args.disable_tta,
         perform_everything_on_device=args.device == "cuda",
-        device=torch.device(args.device),
+        device=device,
         verbose=args.verbose,
         allow_tqdm=False,
     )

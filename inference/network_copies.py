@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._dynamo import OptimizedModule
+from torch.nn.utils import convert_conv2d_weight_memory_format, convert_conv3d_weight_memory_format
 
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
@@ -13,8 +14,9 @@ _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 def networks_of_folds(predictor: Any) -> list[nn.Module]:
     """A network with the weights of each fold, on the predictor's device, in evaluation mode.
 
-    On the CPU instance normalisation is computed as a group normalisation with a channel a group: the same to rounding,
-    and faster there, where torch repeats and reshapes for the former.
+    On the CPU instance normalisation is computed as a group normalisation with a channel a group, and convolutions keep
+    the channels of a voxel together in memory (channels-last): the same to rounding, and faster there, where torch
+    repeats and reshapes for the former and oneDNN would bring every tensor into an order of its own.
 
     Args:
         predictor: nnU-Net's, initialised. Its own network stays as it is.
@@ -28,6 +30,7 @@ def networks_of_folds(predictor: Any) -> list[nn.Module]:
         network.load_state_dict(weights)
         if predictor.device.type == "cpu":
             use_group_normalisation(network)
+            use_channels_last(network)
         networks.append(network.to(predictor.device).eval())
     return networks
 
@@ -48,6 +51,13 @@ def _group_norm(norm: Any) -> nn.GroupNorm:
     if norm.affine:
         group_norm.weight, group_norm.bias = norm.weight, norm.bias
     return group_norm
+
+
+def use_channels_last(network: nn.Module) -> None:
+    """Store the weights of convolutions channels-last, from where their outputs take it over; no others' are touched."""
+    if torch.backends.mkldnn.is_available():
+        convert_conv2d_weight_memory_format(network, torch.channels_last)
+        convert_conv3d_weight_memory_format(network, torch.channels_last_3d)
 
 
 def shared_copy(network: nn.Module) -> nn.Module:

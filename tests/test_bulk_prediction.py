@@ -23,7 +23,7 @@ from inference import bulk_prediction, memory_budget, precision
 from inference.bulk_prediction import BulkPredictor, BulkSettings, PredictedCase
 from inference.joint_predictor import JointPredictor
 from inference.memory_budget import BatchSize, is_out_of_memory, largest_host_batch
-from inference.network_copies import shared_copy, use_group_normalisation
+from inference.network_copies import shared_copy, use_channels_last, use_group_normalisation
 from inference.precision import PrecisionTrial
 from inference.predict_folder import predict_folder
 from inference.segmentation_predictor import SegmentationPredictor
@@ -281,6 +281,31 @@ def test_group_norms_equal_instance_norms() -> None:
 
     twin = shared_copy(network)
     assert twin.first is not network.first and twin.first[0].weight is network.first[0].weight
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="channels-last is for oneDNN")
+@pytest.mark.parametrize(
+    ("convolution", "transposed", "shape", "memory_format"),
+    [
+        (nn.Conv2d, nn.ConvTranspose2d, (2, 3, 8, 10), torch.channels_last),
+        (nn.Conv3d, nn.ConvTranspose3d, (1, 3, 8, 10, 6), torch.channels_last_3d),
+    ],
+)
+def test_channels_last_changes_the_layout_alone(
+    convolution: Any, transposed: Any, shape: tuple[int, ...], memory_format: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(convolution(3, 5, 3, padding=1), nn.LeakyReLU(), transposed(5, 4, 2, stride=2))
+    network.register_parameter("position", nn.Parameter(torch.zeros(1, 2, 3, 4)))
+    x = torch.randn(shape)
+    expected, weights = network(x), {name: value.clone() for name, value in network.state_dict().items()}
+    use_channels_last(network)
+    found = network(x)
+    assert network[0].weight.is_contiguous(memory_format=memory_format)
+    assert network[2].weight.is_contiguous(memory_format=memory_format)
+    assert network.position.is_contiguous()  # of four dimensions in any network, and no weight of a convolution
+    assert all(torch.equal(weights[name], value) for name, value in network.state_dict().items())
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def seconds_of(times: dict[int, float], batch_size: BatchSize) -> Iterator[int]:

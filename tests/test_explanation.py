@@ -46,7 +46,7 @@ SIZE = {"2d": (32, 32), "3d_fullres": (8, 16, 16)}
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command takes all processors, which slows tiny networks down where tests run side by side."""
-    monkeypatch.setattr("inference.explain_cli.os.cpu_count", lambda: 1)
+    monkeypatch.setattr("inference.devices.os.cpu_count", lambda: 1)
 
 
 @pytest.fixture(scope="module")
