@@ -54,7 +54,7 @@ def _group_norm(norm: Any) -> nn.GroupNorm:
 
 
 def use_channels_last(network: nn.Module) -> None:
-    """Store the weights of convolutions channels-last, from where their outputs take it over; no others' are touched."""
+    """Store the weights of convolutions, and no others, channels-last, which their outputs take over."""
     if torch.backends.mkldnn.is_available():
         convert_conv2d_weight_memory_format(network, torch.channels_last)
         convert_conv3d_weight_memory_format(network, torch.channels_last_3d)
