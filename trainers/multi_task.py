@@ -226,7 +226,7 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
     def validation_step(self, batch: dict) -> dict:
         """Stock's step; the class logits are picked up where it calls the network."""
         target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
-        target = target.to(self.device).clone()  # stock overwrites ignored voxels
+        target = target.to(self.device, non_blocking=True).clone()  # stock overwrites ignored voxels
         network, recorder = self.network, ClassRecorder(self.network, self.label_manager.has_regions)
         self.network = recorder
         try:
