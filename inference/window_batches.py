@@ -131,23 +131,24 @@ class CaseInProgress:
         """Class evidence of each fold; none for a network without a classification head."""
         if not self._class_logits:
             return []
+        # folds together: the host waits for the device once a table
+        probabilities = self._probabilities(self._class_logits)
+        weights = self._table(self._tumour_weights).cpu().numpy()
+        by_region = {name: self._probabilities(logits) for name, logits in self._region_logits.items()}
         return [
-            FoldEvidence(
-                self._probabilities(self._class_logits, fold),
-                self._table(self._tumour_weights, fold).cpu().numpy(),
-                {name: self._probabilities(logits, fold) for name, logits in self._region_logits.items()},
-            )
+            FoldEvidence(probabilities[fold], weights[fold], {name: values[fold] for name, values in by_region.items()})
             for fold in range(self._num_folds)
         ]
 
-    def _table(self, values: dict[tuple[int, int, int], torch.Tensor], fold: int) -> torch.Tensor:
-        """Values of a fold to (windows, mirrors, ...), float32."""
-        windows, mirrors = range(len(self.windows)), range(len(self.mirrors))
-        rows = [torch.stack([values[fold, window, mirror] for mirror in mirrors]) for window in windows]
-        return torch.stack(rows).float()
+    def _table(self, values: dict[tuple[int, int, int], torch.Tensor]) -> torch.Tensor:
+        """Values to (folds, windows, mirrors, ...), float32."""
+        shape = self._num_folds, len(self.windows), len(self.mirrors)
+        folds, windows, mirrors = map(range, shape)
+        rows = [values[key] for key in itertools.product(folds, windows, mirrors)]
+        return torch.stack(rows).unflatten(0, shape).float()
 
-    def _probabilities(self, logits: dict[tuple[int, int, int], torch.Tensor], fold: int) -> np.ndarray:
-        return torch.softmax(self._table(logits, fold), -1).cpu().numpy()
+    def _probabilities(self, logits: dict[tuple[int, int, int], torch.Tensor]) -> np.ndarray:
+        return torch.softmax(self._table(logits), -1).cpu().numpy()
 
 
 def _from_centre(window: Sequence[Any], shape: Sequence[int]) -> float:
