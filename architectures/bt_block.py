@@ -19,17 +19,12 @@ from torch import nn
 from torch.nn import functional
 
 from architectures.adaptive_masked_attention import AdaptiveMaskedAttention
+from architectures.averaging import average_to
 
 HEAD_FEATURES = 32
 _MAX_HEADS = 8
 _WINDOW_SIZE = {2: (8, 8), 3: (4, 4, 4)}
 _KEY_GRID = {2: (16, 16), 3: (8, 8, 8)}
-_ADAPTIVE_AVERAGE_POOL: dict[int, Any] = {2: functional.adaptive_avg_pool2d, 3: functional.adaptive_avg_pool3d}
-
-
-def average_to(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Average (B, C, [Z,] Y, X) to another grid; untouched where it has that size."""
-    return x if list(x.shape[2:]) == list(size) else _ADAPTIVE_AVERAGE_POOL[x.ndim - 2](x, list(size))
 
 
 def num_heads(channels: int) -> int:

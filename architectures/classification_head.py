@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
 from torch import nn
-from torch.nn import functional
 
-_ADAPTIVE_AVERAGE_POOL = {2: functional.adaptive_avg_pool2d, 3: functional.adaptive_avg_pool3d}
+from architectures.averaging import average_to
 
 
 def tumour_probability(segmentation_logits: torch.Tensor, sigmoid_segmentation: bool) -> torch.Tensor:
@@ -98,7 +96,6 @@ class TumourWeightedClassificationHead(nn.Module):
         self.projected_features = projected_features
         self.sigmoid_segmentation = sigmoid_segmentation
         self.background_weight = background_weight
-        self._adaptive_average_pool = _ADAPTIVE_AVERAGE_POOL[convert_conv_op_to_dim(conv_op)]
         self.detaches_segmentation = True  # an explanation of the class follows it through the segmentation as well
         pooled_features = 2 * self.num_stages * projected_features
         self.seg_layers: Any = nn.ModuleDict(
@@ -138,9 +135,7 @@ class TumourWeightedClassificationHead(nn.Module):
         pooled = []
         for features, project in zip(skips[-self.num_stages :], self.seg_layers["project"], strict=True):
             projected = project(features).float()
-            tumour = self._adaptive_average_pool(
-                tumour, projected.shape[2:]
-            )  # from stage to stage, so that it is cheap
+            tumour = average_to(tumour, projected.shape[2:])  # from stage to stage, so that it is cheap
             weight = (tumour + self.background_weight).flatten(2)  # (B, 1, N)
             projected = projected.flatten(2)  # (B, F, N)
             pooled.append((projected * weight).sum(2) / weight.sum(2))

@@ -1,11 +1,14 @@
 """Classification head of pooled features and dense layers with dropout, as papers 001 and 003 describe theirs."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim, get_matching_pool_op
+from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
 from torch import nn
+
+from architectures.averaging import average_to
 
 
 class DenseClassificationHead(nn.Module):
@@ -40,9 +43,9 @@ class DenseClassificationHead(nn.Module):
         super().__init__()
         if num_tumour_classes < 2:
             raise ValueError(f"a classifier needs two classes at least, got {num_tumour_classes}")
-        self.pool = get_matching_pool_op(conv_op, adaptive=True)(pooled_edge)
+        self.pooled_size = (pooled_edge,) * convert_conv_op_to_dim(conv_op)
         layers: list[nn.Module] = []
-        width = input_features * pooled_edge ** convert_conv_op_to_dim(conv_op)
+        width = input_features * math.prod(self.pooled_size)
         for hidden in hidden_features:
             layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout)]
             width = hidden
@@ -51,4 +54,4 @@ class DenseClassificationHead(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Class logits (B, num_tumour_classes) in float32 from features (B, C, [Z,] Y, X)."""
         with torch.autocast(features.device.type, enabled=False):
-            return self.seg_layers(self.pool(features.float()).flatten(1))
+            return self.seg_layers(average_to(features.float(), self.pooled_size).flatten(1))

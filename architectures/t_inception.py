@@ -20,7 +20,8 @@ import torch
 from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
 from torch import nn
 
-from architectures.bt_block import HEAD_FEATURES, TransformerLayer, average_to, num_heads
+from architectures.averaging import average_to
+from architectures.bt_block import HEAD_FEATURES, TransformerLayer, num_heads
 from architectures.classification_head import tumour_probability
 
 

@@ -1,9 +1,8 @@
 """Export of trained models to ONNX, checked against torch before the file appears.
 
-Torch's newer exporter (``dynamo=True``) is used: it takes the networks of all our trainers in 2-D;
-``benchmarks/export_check.py`` checks them, in 3-D too. The older one, which traces, fails at adaptive pooling whose
-output size it cannot tell to be constant, and that is in the classification head (``MultiTask`` and its variants,
-``ResSELKAMultiTask``, all of ``BrainTumNet``) and in ``ClassifierFTCNN``.
+Torch's newer exporter (``dynamo=True``) is used: it takes the networks of all our trainers, in 2-D and 3-D;
+``benchmarks/export_check.py`` checks them. The older one, which traces, fails at adaptive pooling whose output size it
+cannot tell to be constant, and that is in ``ClassifierFTCNN``.
 """
 
 import copy

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from architectures.braintumnet import BrainTumNet
-from architectures.bt_block import BTBlock, SelfAttention, average_to
+from architectures.bt_block import BTBlock, SelfAttention
 from architectures.cbam import CBAM
 from architectures.pyramid_fusion import PyramidFusion
 from architectures.t_inception import ParallelConvolutions, TInceptionBlock, TInceptionNet, inception_kernels
@@ -278,13 +278,6 @@ def test_class_loss_reaches_segmentation_through_the_gate() -> None:
 def test_one_class_is_refused() -> None:
     with pytest.raises(ValueError, match="two classes"):
         TInceptionNet(nn.Conv2d, (4, 6), 1)
-
-
-def test_average_to_equals_block_means() -> None:
-    x = torch.randn(1, 2, 4, 6)
-    averaged = average_to(x, (2, 3))
-    for y, z in product(range(2), range(3)):
-        torch.testing.assert_close(averaged[..., y, z], x[..., 2 * y : 2 * y + 2, 2 * z : 2 * z + 2].mean((2, 3)))
 
 
 # ------------------------------------------------------------------ the network

@@ -122,6 +122,7 @@ def test_export_elsewhere_needs_no_checkpoint(trained: Path, tmp_path: Path, cap
         ("nnUNetTrainerAttentionUNet", "3d_fullres"),
         ("nnUNetTrainerBrainTumNetNoTransformer", "2d"),
         ("nnUNetTrainerClassifierUNet", "3d_fullres"),
+        ("nnUNetTrainerMultiTask", "3d_fullres"),
     ],
 )
 def test_networks(nnunet_folders: Any, trainer: str, configuration: str) -> None:

@@ -1,0 +1,37 @@
+"""Averages over a coarser grid, as torch's adaptive pooling, which ONNX lacks and CUDA does not repeat exactly."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+_AVERAGE_POOL: dict[int, Any] = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
+
+
+def average_to(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Average (B, C, [Z,] Y, X) to another grid; untouched where it has that size.
+
+    Args:
+        x: to average.
+        size: of the grid, ([Z,] Y, X), at most that of ``x``. Where an edge does not divide that of ``x``, neighbouring
+            means share voxels.
+    """
+    before, after = list(x.shape[2:]), list(size)
+    if before == after:
+        return x
+    if all(old % new == 0 for old, new in zip(before, after, strict=True)):
+        return _AVERAGE_POOL[x.ndim - 2](x, [old // new for old, new in zip(before, after, strict=True)])
+    with torch.autocast(x.device.type, enabled=False):
+        averaged = x.float()
+        for axis, new in enumerate(after, 2):
+            weights = _averaging_matrix(averaged.shape[axis], new, x.device)
+            averaged = (averaged.movedim(axis, -1) @ weights).movedim(-1, axis)
+    return averaged.to(x.dtype)
+
+
+def _averaging_matrix(before: int, after: int, device: torch.device) -> torch.Tensor:
+    """(before, after): column i averages from floor(i · before / after) to ceil((i + 1) · before / after)."""
+    columns, rows = torch.arange(after, device=device), torch.arange(before, device=device)[:, None]
+    start, end = columns * before // after, ((columns + 1) * before + after - 1) // after
+    return ((rows >= start) & (rows < end)) / (end - start)
