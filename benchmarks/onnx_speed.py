@@ -1,6 +1,7 @@
 """Time of braintum_predict --onnx on the CPU against torch, and whether the results agree.
 
     python benchmarks/onnx_speed.py -m MODEL_FOLDER -i IMAGES [-f 0] [-slices 100] [-n 3]
+    python benchmarks/onnx_speed.py --untrained-3d [-features 32] [-n 1]
 
 The model is exported to a temporary folder first (braintum_export). Whole commands take turns, in bulk and in float32:
 with torch, with onnxruntime, and with torch in bfloat16. Printed are medians of wall and processor time (user and
@@ -14,7 +15,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from prediction_speed import agreement, choose, class_agreement, timed_command
+from prediction_speed import (
+    add_untrained_model,
+    agreement,
+    choose,
+    class_agreement,
+    complete_input,
+    timed_command,
+)
 from tabulate import tabulate
 
 OPTIONS = {
@@ -28,8 +36,9 @@ _ENDING = ".nii.gz"
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-m", type=Path, required=True, help="folder of a trained model")
-    parser.add_argument("-i", type=Path, required=True, help=f"folder of {_ENDING} images")
+    parser.add_argument("-m", type=Path, help="folder of a trained model")
+    parser.add_argument("-i", type=Path, help=f"folder of {_ENDING} images")
+    add_untrained_model(parser)
     parser.add_argument("-f", nargs="+", default=["0"], help="folds; default: %(default)s")
     parser.add_argument("-chk", default="checkpoint_final.pth", help="checkpoint; default: %(default)s")
     parser.add_argument("-slices", type=int, default=100, help="of the images; default: %(default)s")
@@ -38,11 +47,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args = build_parser().parse_args()
+    parser = build_parser()
+    args = parser.parse_args()
     model = ["-f", *args.f, "-chk", args.chk]
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder)
-        exported, images = temporary / "model", temporary / "images"
+        complete_input(parser, args, temporary)
+        exported, images = temporary / "exported", temporary / "images"
         export = "import sys; from inference.export_cli import main; sys.exit(main())"
         subprocess.run([sys.executable, "-c", export, "-m", str(args.m), "-o", str(exported), *model], check=True)
         cases = choose(args.i, _ENDING, images, args.slices)

@@ -45,8 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("-precision", default="auto", choices=("auto", "float32", "bfloat16"), help="of the bulk mode")
     parser.add_argument("-o", type=Path, metavar="JSON", help="also write the figures there")
-    parser.add_argument("--untrained-3d", action="store_true", help="make model and volume; instead of -m and -i")
-    parser.add_argument("-features", type=int, default=32, help="of that model's first stage; default: %(default)s")
+    add_untrained_model(parser)
     parser.add_argument(_NETWORK_TIME, action="store_true", help=argparse.SUPPRESS)
     return parser
 
@@ -59,10 +58,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder)
-        if args.untrained_3d:
-            args.m, args.i = make_model(temporary, args.features), make_volume(temporary / "volume")
-        elif args.m is None or args.i is None:
-            parser.error("give -m and -i, or --untrained-3d")
+        complete_input(parser, args, temporary)
         ending = json.loads((args.m / "dataset.json").read_text())["file_ending"]
         images, single = temporary / "images", temporary / "single"
         cases = choose(args.i, ending, images, args.slices)
@@ -93,6 +89,19 @@ def main() -> None:
     report(figures)
     if args.o:
         args.o.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def add_untrained_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--untrained-3d", action="store_true", help="make model and volume; instead of -m and -i")
+    parser.add_argument("-features", type=int, default=32, help="of that model's first stage; default: %(default)s")
+
+
+def complete_input(parser: argparse.ArgumentParser, args: argparse.Namespace, folder: Path) -> None:
+    """Make model and volume in a folder if they are asked for, and set ``-m`` and ``-i`` to them."""
+    if args.untrained_3d:
+        args.m, args.i = make_model(folder, args.features), make_volume(folder / "volume")
+    elif args.m is None or args.i is None:
+        parser.error("give -m and -i, or --untrained-3d")
 
 
 def command_of(mode: str, args: argparse.Namespace, source: Path, target: Path) -> list[str]:

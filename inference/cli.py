@@ -34,7 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
     classes.add_argument("--class-checkpoint", metavar="NAME", help=f"its checkpoint; default: {DEFAULT_CHECKPOINT}")
     parser.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda, with --onnx cpu")
     parser.add_argument(
-        "--onnx", action="store_true", help="predict with onnxruntime what braintum_export exported; on the CPU only"
+        "--onnx",
+        action="store_true",
+        help="predict with onnxruntime what braintum_export exported; on the CPU only, faster than torch in 2-D alone",
     )
     parser.add_argument("-step_size", type=float, default=0.5, help="of the sliding window; default: %(default)s")
     parser.add_argument(
@@ -143,6 +145,8 @@ def predict(argv: list[str] | None = None) -> int:
         )
         predictor = segmentation_class(**options)
     predictor.initialize_from_trained_model_folder(str(folder), args.f, args.chk, args.trust_checkpoint)
+    if args.onnx and len(predictor.configuration_manager.patch_size) == 3:
+        print("warning: in 3-D, torch takes less time than onnxruntime; leave --onnx away", file=sys.stderr)
     calibration = None
     if args.calibrated:
         from inference.calibration import calibration_of
