@@ -1,6 +1,7 @@
 """Averages over a coarser grid, as torch's adaptive pooling, which ONNX lacks and CUDA does not repeat exactly."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ def average_to(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         return x
     if all(old % new == 0 for old, new in zip(before, after, strict=True)):
         return _AVERAGE_POOL[x.ndim - 2](x, [old // new for old, new in zip(before, after, strict=True)])
-    with torch.autocast(x.device.type, enabled=False):
+    has_autocast = torch.amp.is_autocast_available(x.device.type)  # the device "meta" has none
+    with torch.autocast(x.device.type, enabled=False) if has_autocast else nullcontext():
         averaged = x.float()
         for axis, new in enumerate(after, 2):
             weights = _averaging_matrix(averaged.shape[axis], new, x.device)

@@ -38,3 +38,7 @@ def test_type_is_kept_and_autocast_lowers_no_precision() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert average_to(x.half(), (8, 8)).dtype == torch.float16
         torch.testing.assert_close(average_to(x, (8, 8)), ADAPTIVE[2](x, (8, 8)), atol=1e-3, rtol=0)
+
+
+def test_shapes_without_values() -> None:
+    assert average_to(torch.empty(1, 2, 14, 10, 20, device="meta"), (8, 8, 8)).shape == (1, 2, 8, 8, 8)
