@@ -15,8 +15,7 @@ def average_to(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
     Args:
         x: to average.
-        size: of the grid, ([Z,] Y, X), at most that of ``x``. Where an edge does not divide that of ``x``, neighbouring
-            means share voxels.
+        size: of the grid, ([Z,] Y, X). Where an edge does not divide that of ``x``, neighbouring means share voxels.
     """
     before, after = list(x.shape[2:]), list(size)
     if before == after:

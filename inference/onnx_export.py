@@ -1,8 +1,7 @@
 """Export of trained models to ONNX, checked against torch before the file appears.
 
 Torch's newer exporter (``dynamo=True``) is used: it takes the networks of all our trainers, in 2-D and 3-D;
-``benchmarks/export_check.py`` checks them. The older one, which traces, fails at adaptive pooling whose output size it
-cannot tell to be constant, and that is in ``ClassifierFTCNN``.
+``benchmarks/export_check.py`` checks them.
 """
 
 import copy
