@@ -17,17 +17,16 @@ def average_to(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         x: to average.
         size: of the grid, ([Z,] Y, X). Where an edge does not divide that of ``x``, neighbouring means share voxels.
     """
-    before, after = list(x.shape[2:]), list(size)
-    if before == after:
+    edges = list(zip(x.shape[2:], size, strict=True))
+    if all(before == after for before, after in edges):
         return x
-    if all(old % new == 0 for old, new in zip(before, after, strict=True)):
-        return _AVERAGE_POOL[x.ndim - 2](x, [old // new for old, new in zip(before, after, strict=True)])
+    if all(before % after == 0 for before, after in edges):
+        return _AVERAGE_POOL[len(edges)](x, [before // after for before, after in edges])
     has_autocast = torch.amp.is_autocast_available(x.device.type)  # the device "meta" has none
     with torch.autocast(x.device.type, enabled=False) if has_autocast else nullcontext():
         averaged = x.float()
-        for axis, new in enumerate(after, 2):
-            weights = _averaging_matrix(averaged.shape[axis], new, x.device)
-            averaged = (averaged.movedim(axis, -1) @ weights).movedim(-1, axis)
+        for axis, (before, after) in enumerate(edges, 2):
+            averaged = (averaged.movedim(axis, -1) @ _averaging_matrix(before, after, x.device)).movedim(-1, axis)
     return averaged.to(x.dtype)
 
 

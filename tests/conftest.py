@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,18 @@ def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NnunetFol
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
     return folders
+
+
+@pytest.fixture(scope="module")
+def benchmark_scripts() -> Iterator[None]:
+    """Scripts under benchmarks/ can be imported, and are forgotten again."""
+    before = set(sys.modules)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+        yield
+    for script in (REPOSITORY / "benchmarks").glob("*.py"):
+        if script.stem not in before:
+            sys.modules.pop(script.stem, None)
 
 
 @pytest.fixture(scope="session")

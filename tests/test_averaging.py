@@ -1,5 +1,7 @@
 """Averages over a coarser grid are torch's adaptive pooling."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch.nn import functional
@@ -31,6 +33,13 @@ def test_averages_are_those_of_adaptive_pooling(before: tuple[int, ...], after: 
     (found * weights).sum().backward()
     (expected * weights).sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-5)
+
+
+def test_averages_are_the_means_of_blocks() -> None:
+    x = torch.randn(1, 2, 4, 6)
+    averaged = average_to(x, (2, 3))
+    for y, z in product(range(2), range(3)):
+        torch.testing.assert_close(averaged[..., y, z], x[..., 2 * y : 2 * y + 2, 2 * z : 2 * z + 2].mean((2, 3)))
 
 
 def test_type_is_kept_and_autocast_lowers_no_precision() -> None:

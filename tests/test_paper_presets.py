@@ -2,14 +2,12 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
 from nnunet_runs import write_dataset
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -34,16 +32,6 @@ TRAINERS = (
 )
 SLICES = [[1, 256, 256]] * 2000
 VOLUMES = [[120, 160, 160]] * 200
-
-
-@pytest.fixture
-def benchmark_scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Scripts under benchmarks/ can be imported, and are forgotten again."""
-    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
-    before = set(sys.modules)
-    yield
-    for name in {"training_steps", "memory_calibration", "network_cost", "timing"} - before:
-        sys.modules.pop(name, None)
 
 
 def plan_shapes(folders: Any, planner: str, shapes: list[list[int]], **options: Any) -> dict[str, Any]:
