@@ -26,12 +26,12 @@ demo() {
     nnUNetv2_predict -i "$work/demo/held_out" -o "$work/stock" -d 999 -c 2d -f 0 -p BrainTumLightPlans \
         -tr nnUNetTrainerMultiTask -device "$device" --disable_progress_bar
     # under autocast: the share is the answer
-    python "$here/compare_masks.py" "$work/stock" "$work/demo/predictions" || true
+    python "$here/prediction/compare_masks.py" "$work/stock" "$work/demo/predictions" || true
 }
 
 augmentation() {
-    python -m pytest -q "$here/../tests/test_device_augmentation.py"
-    python "$here/augmentation_speed.py" -device "$device"
+    python -m pytest -q "$here/../tests/trainers/test_device_augmentation.py"
+    python "$here/networks/augmentation_speed.py" -device "$device"
 }
 
 iteration() {
@@ -39,22 +39,22 @@ iteration() {
     for plans in BrainTumLightPlans BrainTumPlans; do
         for compile in true false; do
             echo "torch.compile: $compile"
-            nnUNet_compile=$compile python "$here/iteration_time.py" -d 999 -p "$plans" -device "$device" -n 50 -warmup 10
+            nnUNet_compile=$compile python "$here/networks/iteration_time.py" -d 999 -p "$plans" -device "$device" -n 50 -warmup 10
         done
     done
 }
 
 prediction() {
-    python "$here/prediction_speed.py" -m "$model" -i "$work/demo/held_out" -device "$device"
-    python "$here/prediction_speed.py" --untrained-3d -n 1 -device "$device"
+    python "$here/prediction/prediction_speed.py" -m "$model" -i "$work/demo/held_out" -device "$device"
+    python "$here/prediction/prediction_speed.py" --untrained-3d -n 1 -device "$device"
 }
 
 networks() {
-    python "$here/network_cost.py" -patch 256 256 -batch 12 -device "$device" -n 10
-    python "$here/network_cost.py" -patch 256 256 -batch 12 -device "$device" -n 10 --compile
-    python "$here/memory_calibration.py" check -device "$device"
-    python "$here/attention_growth.py" -device "$device"
-    python "$here/depthwise_convolutions.py" -device "$device"
+    python "$here/networks/network_cost.py" -patch 256 256 -batch 12 -device "$device" -n 10
+    python "$here/networks/network_cost.py" -patch 256 256 -batch 12 -device "$device" -n 10 --compile
+    python "$here/networks/memory_calibration.py" check -device "$device"
+    python "$here/networks/attention_growth.py" -device "$device"
+    python "$here/networks/depthwise_convolutions.py" -device "$device"
 }
 
 for part in "${parts[@]}"; do

@@ -2,5 +2,3 @@
 
 A leaf: it imports none of the other packages, except by name when nnU-Net looks for their classes.
 """
-
-__version__ = "0.1.0"

@@ -7,9 +7,9 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from braintum_commands import registration
-from braintum_commands.errors import CommandError
-from braintum_commands.version import check_nnunet_version
+from braintum.commands import registration
+from braintum.commands.errors import CommandError
+from braintum.commands.version import check_nnunet_version
 
 __all__ = ["DEBUG_VARIABLE", "EXIT_SOME_FAILED", "CommandError", "ensure_registered", "run_command"]
 

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from braintum_commands.errors import CommandError
+from braintum.commands.errors import CommandError
 
 __all__ = ["leftover_nnunet_folders", "nnunet_folder"]
 

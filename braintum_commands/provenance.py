@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from braintum_commands import __version__
+from braintum.commands.version import __version__
 
 PROVENANCE_FILE = "provenance.json"
 """Beside outputs of many files; outputs of one JSON file carry the same under ``provenance``."""

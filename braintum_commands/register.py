@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from braintum_commands import registration
-from braintum_commands.command import run_command
-from braintum_commands.version import check_nnunet_version
+from braintum.commands import registration
+from braintum.commands.command import run_command
+from braintum.commands.version import check_nnunet_version
 
 __all__ = ["main"]
 

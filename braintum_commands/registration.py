@@ -1,6 +1,6 @@
 """Makes our classes visible to nnU-Net: small modules in nnU-Net's own folders, the only place where it looks.
 
-Each module re-exports what :func:`braintum_commands.lookup.classes` returns. It guards that import, because nnU-Net
+Each module re-exports what :func:`braintum.commands.lookup.classes` returns. It guards that import, because nnU-Net
 re-raises whatever a module that it scans raises: without the guard, uninstalling braintum would break nnU-Net.
 """
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from braintum_commands.errors import CommandError
-from braintum_commands.location import leftover_nnunet_folders, nnunet_folder
+from braintum.commands.errors import CommandError
+from braintum.commands.location import leftover_nnunet_folders, nnunet_folder
 
 __all__ = [
     "EXT_TRAINER_FOLDER",
@@ -46,9 +46,9 @@ _TEMPLATE = '''{marker}
 """Makes braintum's {title} visible to nnU-Net, which looks for classes only in modules on disk."""
 
 try:
-    from braintum_commands.lookup import classes
+    from braintum.commands.lookup import classes
 except ModuleNotFoundError as error:  # braintum was uninstalled: nnU-Net goes on without it
-    if (error.name or "").partition(".")[0] != "braintum_commands":
+    if error.name not in ("braintum", "braintum.commands", "braintum.commands.lookup"):
         raise
 else:
     globals().update(classes("{kind}"))

@@ -1,11 +1,14 @@
-"""Which nnU-Net is installed, and whether this package works with it."""
+"""Version of this package; which nnU-Net is installed, and whether this package works with it."""
 
 import re
 from importlib import metadata
 
-from braintum_commands.errors import CommandError
+from braintum.commands.errors import CommandError
 
-__all__ = ["SUPPORTED_NNUNET", "check_nnunet_version", "nnunet_version_problem"]
+__all__ = ["SUPPORTED_NNUNET", "__version__", "check_nnunet_version", "nnunet_version_problem"]
+
+__version__ = "0.1.0"
+"""Of this package."""
 
 _OLDEST = (2, 8)  # first release that this package works with
 _FIRST_UNSUPPORTED = (3, 0)

@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from braintum_commands.command import run_command
-from dataset_conversion.atomic import atomic_path, write_json_atomic
-from dataset_conversion.parallel import default_processes
+from braintum.commands.command import run_command
+from braintum.conversion.files.atomic import atomic_path, write_json_atomic
+from braintum.conversion.files.parallel import default_processes
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,9 +50,9 @@ def fingerprint(argv: list[str] | None = None) -> int:
         if not folder.is_set():
             raise ValueError(f"the environment variable {folder.env_var_name} is not set; set it as nnU-Net needs it")
 
-    from braintum_planner import planners
-    from braintum_planner.fingerprint_extractors import FINGERPRINT_ENTRY, BrainTumFingerprintExtractor
-    from braintum_planner.fingerprint_report import render, warnings
+    from braintum.planner import planners
+    from braintum.planner.fingerprint_extractors import FINGERPRINT_ENTRY, BrainTumFingerprintExtractor
+    from braintum.planner.fingerprint_report import render, warnings
 
     if args.pl not in planners.__all__:
         raise ValueError(f"-pl {args.pl}: not one of our planners: {', '.join(planners.__all__)}")

@@ -13,13 +13,13 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
-from braintum_planner.case_fingerprint import COMPACT_TYPES, CaseFiles, CaseFingerprint, analyse_case
-from braintum_planner.intensity_fingerprint import quantiles, summarise_channel
-from braintum_planner.training_files import training_files
-from braintum_planner.tumour_fingerprint import size_unit, summarise_tumours
-from dataset_conversion.atomic import write_json_atomic
-from dataset_conversion.cases import CASES_FILE, ClassSchema, read_cases
-from dataset_conversion.parallel import run_cases
+from braintum.conversion.files.atomic import write_json_atomic
+from braintum.conversion.files.parallel import run_cases
+from braintum.conversion.format.cases import CASES_FILE, ClassSchema, read_cases
+from braintum.planner.fingerprint.case_fingerprint import COMPACT_TYPES, CaseFiles, CaseFingerprint, analyse_case
+from braintum.planner.fingerprint.intensity_fingerprint import quantiles, summarise_channel
+from braintum.planner.fingerprint.tumour_fingerprint import size_unit, summarise_tumours
+from braintum.planner.preprocessing.training_files import training_files
 
 __all__ = ["BrainTumFingerprintExtractor"]
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from braintum_planner.decisions import DECISIONS_ENTRY
-from braintum_planner.fingerprint_extractors import FINGERPRINT_ENTRY
-from braintum_planner.tumour_fingerprint import UNKNOWN_CLASS
+from braintum.planner.fingerprint.tumour_fingerprint import UNKNOWN_CLASS
+from braintum.planner.fingerprint_extractors import FINGERPRINT_ENTRY
+from braintum.planner.planning.decisions import DECISIONS_ENTRY
 
 _FOLDS = 5
 """nnU-Net splits into five folds."""

@@ -21,16 +21,15 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
-from architectures.input_channels import NEIGHBOURING_SLICES
-from braintum_commands import __version__
-from braintum_planner import normalization
-from braintum_planner.atomic_planner import AtomicResEncUNetPlanner
-from braintum_planner.decisions import DECISIONS_ENTRY, batch_size, describe_patch, describe_topology, times
-from braintum_planner.fingerprint_extractors import FINGERPRINT_ENTRY
-from braintum_planner.memory import planned_network
-from braintum_planner.neighbouring_slices import check_neighbours
-from braintum_planner.preprocessors import BrainTumPreprocessor
-from braintum_planner.presets import (
+from braintum.architectures.input_channels import NEIGHBOURING_SLICES
+from braintum.commands.version import __version__
+from braintum.conversion.files.atomic import copy_atomic
+from braintum.conversion.format.cases import CASES_FILE, ClassSchema, classification_entry, read_cases
+from braintum.planner.fingerprint_extractors import FINGERPRINT_ENTRY
+from braintum.planner.planning.atomic_planner import AtomicResEncUNetPlanner
+from braintum.planner.planning.decisions import DECISIONS_ENTRY, batch_size, describe_patch, describe_topology, times
+from braintum.planner.planning.memory import planned_network
+from braintum.planner.planning.presets import (
     BRAINTUMNET,
     JOINT_UNET,
     LIGHT,
@@ -40,9 +39,10 @@ from braintum_planner.presets import (
     RESSE_LKA,
     PlannerPreset,
 )
-from braintum_planner.unchanged_splits import check_splits_unchanged
-from dataset_conversion.atomic import copy_atomic
-from dataset_conversion.cases import CASES_FILE, ClassSchema, classification_entry, read_cases
+from braintum.planner.planning.unchanged_splits import check_splits_unchanged
+from braintum.planner.preprocessing import normalization
+from braintum.planner.preprocessing.neighbouring_slices import check_neighbours
+from braintum.planner.preprocessing.preprocessors import BrainTumPreprocessor
 
 __all__ = [
     "BrainTumPlanner",

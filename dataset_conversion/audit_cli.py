@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from braintum_commands.command import EXIT_SOME_FAILED, run_command
-from dataset_conversion.audit import run_audit
-from dataset_conversion.audit_input import default_output, find_input
-from dataset_conversion.audit_report import JSON_FILE, check_output, verdict, write_audit
-from dataset_conversion.parallel import default_processes
+from braintum.commands.command import EXIT_SOME_FAILED, run_command
+from braintum.conversion.audit.audit import run_audit
+from braintum.conversion.audit.audit_input import default_output, find_input
+from braintum.conversion.audit.audit_report import JSON_FILE, check_output, verdict, write_audit
+from braintum.conversion.files.parallel import default_processes
 
 EXIT_LEAKS = 2
 MAX_NAMES = 50

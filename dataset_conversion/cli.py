@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from braintum_commands.command import EXIT_SOME_FAILED, run_command
-from dataset_conversion import br35h, brats, brisc, combine, figshare, folder, kaggle4, lgg
-from dataset_conversion.parallel import default_processes
-from dataset_conversion.pseudonyms import Pseudonyms
-from dataset_conversion.raw_dataset import ConversionRequest, ConversionResult, raw_folder_from_environment
+from braintum.commands.command import EXIT_SOME_FAILED, run_command
+from braintum.conversion.building.pseudonyms import Pseudonyms
+from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, raw_folder_from_environment
+from braintum.conversion.files.parallel import default_processes
+from braintum.conversion.sources import br35h, brats, brisc, combine, figshare, folder, kaggle4, lgg
 
 
 class SourceModule(Protocol):

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from braintum_commands.command import run_command
-from braintum_commands.model_arguments import DEFAULT_CHECKPOINT, model_folder
+from braintum.commands.command import run_command
+from braintum.commands.model_arguments import DEFAULT_CHECKPOINT, model_folder
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,15 +52,15 @@ def calibrate_model(argv: list[str] | None = None) -> int:
         raise ValueError(f"--resamples {args.resamples}: fewer than 100 give no 95 % interval")
     folder = model_folder(args)
 
-    from evaluation.calibration import (
+    from braintum.evaluation.calibration.calibration import (
         calibrate,
         calibration_entry,
         checkpoint_fingerprints,
         held_out_cases,
         store_calibration,
     )
-    from evaluation.calibration_files import write_calibration
-    from evaluation.predictions import predictions_of_folds
+    from braintum.evaluation.calibration.calibration_files import write_calibration
+    from braintum.evaluation.results.predictions import predictions_of_folds
 
     predictions = predictions_of_folds(folder, args.f, args.cases)
     schema = predictions.schema

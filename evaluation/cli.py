@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from braintum_commands.command import EXIT_SOME_FAILED, run_command
-from braintum_commands.model_arguments import results_folder
-from dataset_conversion.parallel import default_processes
-from evaluation.stress_cli import add_arguments as add_stress_arguments
-from evaluation.stress_cli import check_arguments as check_stress_arguments
-from evaluation.stress_cli import run_stress
+from braintum.commands.command import EXIT_SOME_FAILED, run_command
+from braintum.commands.model_arguments import results_folder
+from braintum.conversion.files.parallel import default_processes
+from braintum.evaluation.stress.stress_cli import add_arguments as add_stress_arguments
+from braintum.evaluation.stress.stress_cli import check_arguments as check_stress_arguments
+from braintum.evaluation.stress.stress_cli import run_stress
 
 if TYPE_CHECKING:
-    from evaluation.predictions import Predictions
+    from braintum.evaluation.results.predictions import Predictions
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -85,11 +85,11 @@ def evaluate(argv: list[str] | None = None) -> int:
     if len(sources) > 1 and args.o is None:
         raise ValueError("several models need a folder for their comparison: give -o")
 
-    from evaluation.case_table import case_table
-    from evaluation.comparison import compare, comparison_tables
-    from evaluation.results import write_comparison, write_evaluation
-    from evaluation.summary import summarise_table
-    from evaluation.tables import tables_of
+    from braintum.evaluation.results.case_table import case_table
+    from braintum.evaluation.results.comparison import compare, comparison_tables
+    from braintum.evaluation.results.results import write_comparison, write_evaluation
+    from braintum.evaluation.results.summary import summarise_table
+    from braintum.evaluation.results.tables import tables_of
 
     if args.ensembles:
         sources += _ensembles(sources, args)
@@ -119,7 +119,7 @@ def evaluate(argv: list[str] | None = None) -> int:
 
 
 def _folders(args: argparse.Namespace) -> "list[tuple[Predictions, Path]]":
-    from evaluation.predictions import predictions_in_folder
+    from braintum.evaluation.results.predictions import predictions_in_folder
 
     found = [
         predictions_in_folder(Path(folder), args.g, args.djfile, args.cases, args.partial, strict=False)
@@ -151,7 +151,7 @@ def _model_folders(args: argparse.Namespace) -> list[Path]:
 def _models(args: argparse.Namespace) -> "list[tuple[Predictions, Path]]":
     from nnunetv2.utilities.file_path_utilities import folds_tuple_to_string
 
-    from evaluation.predictions import predictions_of_folds
+    from braintum.evaluation.results.predictions import predictions_of_folds
 
     existing = _model_folders(args)
     found = [predictions_of_folds(folder, args.f, args.cases, strict=False) for folder in existing]
@@ -166,7 +166,7 @@ def _models(args: argparse.Namespace) -> "list[tuple[Predictions, Path]]":
 def _ensembles(
     sources: "Sequence[tuple[Predictions, Path]]", args: argparse.Namespace
 ) -> "list[tuple[Predictions, Path]]":
-    from evaluation.ensembles import can_be_ensembled, ensemble
+    from braintum.evaluation.results.ensembles import can_be_ensembled, ensemble
 
     found = []
     for (first, _), (second, _) in itertools.combinations(sources, 2):
@@ -182,7 +182,7 @@ def _ensembles(
 
 
 def _find_postprocessing(predictions: "Predictions", output: Path, n_processes: int) -> None:
-    from evaluation.find_postprocessing import collect_masks, find_postprocessing
+    from braintum.evaluation.results.find_postprocessing import collect_masks, find_postprocessing
 
     if not predictions.fold_of_case:  # an ensemble: nnU-Net's rules belong to one model
         return

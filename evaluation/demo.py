@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from braintum_commands.command import run_command
+from braintum.commands.command import run_command
 
 DATASET_ID = 999
 _MARKER = ".braintum_demo"
@@ -41,7 +41,7 @@ def demo(argv: list[str] | None = None) -> int:
     device = args.device or _default_device()
     source = args.data
     if source is None:
-        from dataset_conversion.phantoms import write_figshare_phantoms
+        from braintum.conversion.sources.phantoms import write_figshare_phantoms
 
         _step("synthetic phantoms in Figshare's layout")
         source = out / "source"

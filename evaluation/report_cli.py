@@ -4,10 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from braintum_commands.command import run_command
-from braintum_commands.model_arguments import results_folder
-from braintum_commands.provenance import command_line
-from dataset_conversion.parallel import default_processes
+from braintum.commands.command import run_command
+from braintum.commands.model_arguments import results_folder
+from braintum.commands.provenance import command_line
+from braintum.conversion.files.parallel import default_processes
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,9 +79,9 @@ def report(argv: list[str] | None = None) -> int:
             f"no trained model at {model_folder}; check {'-m' if args.d is None else '-d -p -tr -c'}"
         )
 
-    from dataset_conversion.atomic import atomic_path
-    from evaluation.report import gather_report
-    from evaluation.report_page import render_report
+    from braintum.conversion.files.atomic import atomic_path
+    from braintum.evaluation.report.page import render_report
+    from braintum.evaluation.report.report import gather_report
 
     gathered = gather_report(
         model_folder,

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from braintum_commands.command import EXIT_SOME_FAILED, run_command
-from braintum_commands.model_arguments import DEFAULT_CHECKPOINT, add_model_arguments, fold, model_folder
-from braintum_commands.provenance import without_folders
-from inference.class_evidence import AGGREGATION_MODES
+from braintum.commands.command import EXIT_SOME_FAILED, run_command
+from braintum.commands.model_arguments import DEFAULT_CHECKPOINT, add_model_arguments, fold, model_folder
+from braintum.commands.provenance import without_folders
+from braintum.inference.prediction.class_evidence import AGGREGATION_MODES
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -110,16 +110,18 @@ def predict(argv: list[str] | None = None) -> int:
         raise ValueError("--class-folds and --class-checkpoint choose within a class model; name it with --class-model")
     check_onnx(args)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
-    logging.getLogger("inference.precision").setLevel(logging.INFO)  # in which precision, and why
+    logging.getLogger("braintum.inference.prediction.precision").setLevel(logging.INFO)  # in which precision, and why
 
-    from inference.devices import prepare_device  # late: "-h" and a mistyped flag should answer at once
+    from braintum.inference.prediction.devices import (
+        prepare_device,  # late: "-h" and a mistyped flag should answer at once
+    )
 
     device = prepare_device(args.device)
 
-    from inference.joint_predictor import JointPredictor
-    from inference.patients import PATIENTS_FILE
-    from inference.predict_folder import CLASSES_FILE, predict_folder
-    from inference.segmentation_predictor import SegmentationPredictor
+    from braintum.inference.models.segmentation_predictor import SegmentationPredictor
+    from braintum.inference.predict_folder import CLASSES_FILE, predict_folder
+    from braintum.inference.prediction.joint_predictor import JointPredictor
+    from braintum.inference.results.patients import PATIENTS_FILE
 
     folder = model_folder(args)
     options: dict[str, Any] = {
@@ -132,7 +134,7 @@ def predict(argv: list[str] | None = None) -> int:
     }
     joint_class, segmentation_class = JointPredictor, SegmentationPredictor
     if args.onnx:
-        from inference.onnx_predictor import OnnxJointPredictor, OnnxSegmentationPredictor
+        from braintum.inference.export.onnx_predictor import OnnxJointPredictor, OnnxSegmentationPredictor
 
         joint_class, segmentation_class = OnnxJointPredictor, OnnxSegmentationPredictor
     predictor: SegmentationPredictor = joint_class(**options)
@@ -149,7 +151,7 @@ def predict(argv: list[str] | None = None) -> int:
         print("warning: in 3-D, torch takes less time than onnxruntime; leave --onnx away", file=sys.stderr)
     calibration = None
     if args.calibrated:
-        from inference.calibration import calibration_of
+        from braintum.inference.results.calibration import calibration_of
 
         if class_predictor is not None:
             classified_by = (class_predictor, args.class_checkpoint)

@@ -5,8 +5,8 @@ import logging
 import sys
 from pathlib import Path
 
-from braintum_commands.command import run_command
-from braintum_commands.model_arguments import add_model_arguments, model_folder
+from braintum.commands.command import run_command
+from braintum.commands.model_arguments import add_model_arguments, model_folder
 
 METHOD_NAMES = ("gradcam", "hirescam", "integrated_gradients")
 EXIT_SOME_CASES_FAILED = 3
@@ -63,12 +63,14 @@ def explain(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING)
 
-    from inference.devices import prepare_device  # late: "-h" and a mistyped flag should answer at once
+    from braintum.inference.prediction.devices import (
+        prepare_device,  # late: "-h" and a mistyped flag should answer at once
+    )
 
     device = prepare_device(args.device)
 
-    from inference.explain_folder import TABLE_FILE, Explainer, explain_folder
-    from inference.joint_predictor import JointPredictor
+    from braintum.inference.explain_folder import TABLE_FILE, Explainer, explain_folder
+    from braintum.inference.prediction.joint_predictor import JointPredictor
 
     predictor = JointPredictor(
         tile_step_size=args.step_size,

@@ -11,15 +11,15 @@ import torch
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from tqdm import tqdm
 
-from braintum_commands.provenance import provenance
-from dataset_conversion.atomic import atomic_path, write_json_atomic
-from inference.attribution import METHODS, Attribute
-from inference.class_evidence import aggregate
-from inference.explanation import explain_preprocessed, mask_figures, similarity, to_image_grid
-from inference.explanation_files import map_file_ending, write_map, write_overlay
-from inference.joint_predictor import JointPredictor
-from inference.model_identity import model_identity
-from inference.predict_folder import _Model, _preprocess, find_cases
+from braintum.commands.provenance import provenance
+from braintum.conversion.files.atomic import atomic_path, write_json_atomic
+from braintum.inference.explanation.attribution import METHODS, Attribute
+from braintum.inference.explanation.explanation import explain_preprocessed, mask_figures, similarity, to_image_grid
+from braintum.inference.explanation.explanation_files import map_file_ending, write_map, write_overlay
+from braintum.inference.models.model_identity import model_identity
+from braintum.inference.predict_folder import _Model, _preprocess, find_cases
+from braintum.inference.prediction.class_evidence import aggregate
+from braintum.inference.prediction.joint_predictor import JointPredictor
 
 TABLE_FILE = "explanations.csv"
 JSON_FILE = "explanations.json"
@@ -60,7 +60,7 @@ class Explainer:
 
     Attributes:
         predictor: initialised.
-        method: a key of :data:`inference.attribution.METHODS`.
+        method: a key of :data:`braintum.inference.explanation.attribution.METHODS`.
         attribute: what it names, with its options.
         class_name: the class to explain; None for the predicted one of each case.
         labels: folder of true masks.
@@ -185,13 +185,13 @@ def explain_folder(
 
     Args:
         explainer: model and method.
-        input_folder: see :func:`inference.predict_folder.find_cases`.
+        input_folder: see :func:`braintum.inference.predict_folder.find_cases`.
         output_folder: made if need be; gets a map and a picture a case, :data:`TABLE_FILE` and :data:`JSON_FILE`.
         limit: explain so many cases only, spread evenly over the folder.
         show_progress: a bar over the cases.
 
     Raises:
-        FileNotFoundError: see :func:`inference.predict_folder.find_cases`.
+        FileNotFoundError: see :func:`braintum.inference.predict_folder.find_cases`.
         ValueError: input and output (or labels and output) are one folder, a limit below 1, or the model is the second
             stage of a cascade.
         NotImplementedError: images that explanations are not supported for.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from braintum_commands.command import run_command
-from braintum_commands.model_arguments import add_model_arguments, model_folder
+from braintum.commands.command import run_command
+from braintum.commands.model_arguments import add_model_arguments, model_folder
 
 DEFAULT_TOLERANCE = 1e-3
 
@@ -37,7 +37,9 @@ def export(argv: list[str] | None = None) -> int:
     if not args.tolerance > 0:
         raise ValueError(f"--tolerance has to be positive, got {args.tolerance}")
 
-    from inference.onnx_export import export_model  # late: "-h" and a mistyped flag should answer at once
+    from braintum.inference.export.onnx_export import (
+        export_model,  # late: "-h" and a mistyped flag should answer at once
+    )
 
     exported = export_model(model_folder(args), args.f, args.chk, args.tolerance, args.o, args.trust_checkpoint)
     outputs = list(exported[0].differences)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from braintum_commands.command import run_command
+from braintum.commands.command import run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,7 +29,7 @@ def install(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     from nnunetv2.paths import nnUNet_results
 
-    from inference.model_zip import install_model
+    from braintum.inference.models.model_zip import install_model
 
     if args.o is None and not nnUNet_results.is_set():
         raise ValueError("the environment variable nnUNet_results is not set; set it, or give a folder with -o")

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from braintum_commands.command import EXIT_SOME_FAILED, run_command
+from braintum.commands.command import EXIT_SOME_FAILED, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,7 +35,7 @@ def postprocess(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.rules is None and not args.consistent:
         raise ValueError("nothing to do: give rules with -rules, or --consistent, or both")
-    from inference.postprocessing import postprocess_folder, read_rules
+    from braintum.inference.postprocessing import postprocess_folder, read_rules
 
     rules = [] if args.rules is None else read_rules(args.rules)
     counts, failed = postprocess_folder(args.i, args.o, rules, args.consistent, args.np)

@@ -18,14 +18,14 @@ from nnunetv2.postprocessing.remove_connected_components import (
     remove_all_but_largest_component_from_segmentation,
 )
 
-from dataset_conversion.atomic import atomic_path, write_json_atomic
-from dataset_conversion.cases import ClassSchema
-from dataset_conversion.file_checks import DamagedFileError
-from dataset_conversion.json_files import read_dataset_json, read_json_object
-from dataset_conversion.parallel import run_cases
-from dataset_conversion.volumes import VolumeError, check_images, first_undamaged
-from inference.predict_folder import CLASSES_FILE, CLASSES_FOLDER
-from inference.results import merge_case_results, read_case_result
+from braintum.conversion.files.atomic import atomic_path, write_json_atomic
+from braintum.conversion.files.file_checks import DamagedFileError
+from braintum.conversion.files.json_files import read_dataset_json, read_json_object
+from braintum.conversion.files.parallel import run_cases
+from braintum.conversion.files.volumes import VolumeError, check_images, first_undamaged
+from braintum.conversion.format.cases import ClassSchema
+from braintum.inference.predict_folder import CLASSES_FILE, CLASSES_FOLDER
+from braintum.inference.results.results import merge_case_results, read_case_result
 
 # by name: unpickling the functions from nnU-Net's postprocessing.pkl could run anything
 _RULES = {function.__name__: function for function in (remove_all_but_largest_component_from_segmentation,)}

@@ -19,32 +19,32 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tqdm import tqdm
 
-from architectures.input_channels import num_network_channels
-from braintum_commands.provenance import PROVENANCE_FILE, provenance
-from dataset_conversion.atomic import (
+from braintum.architectures.input_channels import num_network_channels
+from braintum.commands.provenance import PROVENANCE_FILE, provenance
+from braintum.conversion.files.atomic import (
     atomic_files,
     remove_partial_files,
     write_json_atomic,
 )
-from dataset_conversion.calibration import Calibration
-from dataset_conversion.cases import ClassSchema
-from dataset_conversion.disk import explain_unwritable, locked_folder
-from dataset_conversion.file_checks import DamagedFileError
-from dataset_conversion.parallel import prepare_worker
-from dataset_conversion.volumes import VolumeError, check_images
-from inference.calibration import calibrated_result, is_calibrated_with
-from inference.case_streams import in_bulk
-from inference.class_evidence import AggregationMode, ClassVerdict, aggregate
-from inference.exact_prediction import predict_one_by_one
-from inference.joint_predictor import JointPredictor
-from inference.memory_budget import available_cores
-from inference.model_identity import model_identity
-from inference.patients import PATIENTS_FILE, merge_patients, read_patients
-from inference.precision import Precision
-from inference.read_ahead import ReadAhead, fault_of
-from inference.results import CASE_FILES, case_result, merge_case_results
-from inference.segmentation_predictor import SegmentationPredictor
-from inference.two_models import check_same_input, preprocessed_alike
+from braintum.conversion.files.disk import explain_unwritable, locked_folder
+from braintum.conversion.files.file_checks import DamagedFileError
+from braintum.conversion.files.parallel import prepare_worker
+from braintum.conversion.files.volumes import VolumeError, check_images
+from braintum.conversion.format.calibration import Calibration
+from braintum.conversion.format.cases import ClassSchema
+from braintum.inference.models.model_identity import model_identity
+from braintum.inference.models.segmentation_predictor import SegmentationPredictor
+from braintum.inference.models.two_models import check_same_input, preprocessed_alike
+from braintum.inference.prediction.case_streams import in_bulk
+from braintum.inference.prediction.class_evidence import AggregationMode, ClassVerdict, aggregate
+from braintum.inference.prediction.exact_prediction import predict_one_by_one
+from braintum.inference.prediction.joint_predictor import JointPredictor
+from braintum.inference.prediction.memory_budget import available_cores
+from braintum.inference.prediction.precision import Precision
+from braintum.inference.prediction.read_ahead import ReadAhead, fault_of
+from braintum.inference.results.calibration import calibrated_result, is_calibrated_with
+from braintum.inference.results.patients import PATIENTS_FILE, merge_patients, read_patients
+from braintum.inference.results.results import CASE_FILES, case_result, merge_case_results
 
 CLASSES_FOLDER = "classes"
 CLASSES_FILE = "classes.csv"
@@ -188,19 +188,19 @@ def predict_folder(
         num_parts: how many runs share the folder.
         part_id: which of them this is, from 0.
         num_workers: processes for reading, preprocessing and writing; 0 for threads of this process.
-        aggregation: see :func:`inference.class_evidence.aggregate`.
+        aggregation: see :func:`braintum.inference.prediction.class_evidence.aggregate`.
         cases_file: a ``cases.csv``; its column ``patient`` makes ``patients.csv`` of all cases in the output folder.
         arguments: recorded in ``predict_from_raw_data_args.json``.
         show_progress: a bar over the cases.
         class_predictor: initialised; predicts the classes, where another model is to do so. What ``predictor`` says of
             classes is then not asked for.
         exact: nnU-Net's order of computation, whose files are nnU-Net's; else in bulk, equal to rounding, in less time.
-        precision: of the network in bulk; see :class:`inference.bulk_prediction.BulkPredictor`.
+        precision: of the network in bulk; see :class:`braintum.inference.prediction.bulk_prediction.BulkPredictor`.
         calibration: of the model that predicts the classes, to be applied to their probabilities; None leaves them.
             Earlier results that were calibrated otherwise do not count as complete.
 
     Raises:
-        FileNotFoundError: see :func:`find_cases` and :func:`inference.patients.read_patients`.
+        FileNotFoundError: see :func:`find_cases` and :func:`braintum.inference.results.patients.read_patients`.
         ValueError: input and output are one folder, the output holds results of a model with other classes, a model
             is the second stage of a cascade or predicts no classes, two models do not take the same images, or
             ``cases_file`` lacks a case: nothing is predicted then.

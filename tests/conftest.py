@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from braintum_commands import registration
+from braintum.commands import registration
 
 pytest.register_assert_rewrite("network_contract")
 
@@ -52,9 +52,10 @@ def benchmark_scripts() -> Iterator[None]:
     """Scripts under benchmarks/ can be imported, and are forgotten again."""
     before = set(sys.modules)
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+        for folder in sorted((REPOSITORY / "benchmarks").iterdir()):
+            patch.syspath_prepend(str(folder))
         yield
-    for script in (REPOSITORY / "benchmarks").glob("*.py"):
+    for script in (REPOSITORY / "benchmarks").rglob("*.py"):
         if script.stem not in before:
             sys.modules.pop(script.stem, None)
 
@@ -72,7 +73,7 @@ def braintum_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout as git would give it, so that building leaves nothing behind in the checkout."""
     target = tmp_path_factory.mktemp("source") / "braintum"
     skip = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "demo_output", "nnUNet_*")
-    shutil.copytree(REPOSITORY, target, ignore=skip)
+    shutil.copytree(REPOSITORY, target, symlinks=True, ignore=skip)
     return target
 
 

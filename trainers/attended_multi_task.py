@@ -1,8 +1,11 @@
 """The multi-task trainer with an attention of the papers in nnU-Net's own encoder."""
 
-from architectures.attended_multi_task_unet import large_kernel_network_class, masked_attention_network_class
-from trainers.multi_task import nnUNetTrainerMultiTask
-from trainers.networks import multi_task_network
+from braintum.architectures.networks.attended_multi_task_unet import (
+    large_kernel_network_class,
+    masked_attention_network_class,
+)
+from braintum.trainers.multi_task import nnUNetTrainerMultiTask
+from braintum.trainers.networks import multi_task_network
 
 
 class nnUNetTrainerMultiTaskLKA(nnUNetTrainerMultiTask):

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from architectures.braintumnet import BrainTumNet
-from trainers.multi_task import nnUNetTrainerMultiTask
-from trainers.networks import multi_task_network
-from trainers.recipes import BRAINTUMNET
-from trainers.schedule import CosineDecay
+from braintum.architectures.networks.braintumnet import BrainTumNet
+from braintum.trainers.multi_task import nnUNetTrainerMultiTask
+from braintum.trainers.networks import multi_task_network
+from braintum.trainers.recipes.recipe import BRAINTUMNET
+from braintum.trainers.recipes.schedule import CosineDecay
 
 
 class nnUNetTrainerBrainTumNet(nnUNetTrainerMultiTask):

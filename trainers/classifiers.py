@@ -10,21 +10,22 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
-from architectures.classifiers import UNetEncoderClassifier
-from architectures.imagenet_weights import VARIABLE
-from trainers.multi_task import nnUNetTrainerMultiTask
-from trainers.networks import ChooseNetwork, multi_task_network
-from trainers.recipes import FINE_TUNED_CLASSIFIER, FT_CNN, UNET_CLASSIFIER
+from braintum.architectures.imagenet_weights import VARIABLE
+from braintum.architectures.networks.classifiers import UNetEncoderClassifier
+from braintum.trainers.multi_task import nnUNetTrainerMultiTask
+from braintum.trainers.networks import ChooseNetwork, multi_task_network
+from braintum.trainers.recipes.recipe import FINE_TUNED_CLASSIFIER, FT_CNN, UNET_CLASSIFIER
 
 
 def _from_torchvision(name: str) -> ChooseNetwork:
-    """A network of :mod:`architectures.torchvision_classifiers`, which only those import who train it.
+    """A network of :mod:`braintum.architectures.networks.torchvision_classifiers`.
 
+    It is imported by those who train it alone:
     torchvision fails to import beside a torch that was built for other hardware.
     """
 
     def choose(plan: ConfigurationManager) -> type[nn.Module]:
-        from architectures import torchvision_classifiers
+        from braintum.architectures.networks import torchvision_classifiers
 
         return getattr(torchvision_classifiers, name)
 

@@ -15,21 +15,27 @@ from nnunetv2.utilities.helpers import dummy_context
 from torch import autocast, nn
 from torch import distributed as dist
 
-from architectures.multi_task_unet import multi_task_network_class
-from dataset_conversion.cases import ClassSchema, classification_entry, find_cases_file, read_cases
-from evaluation.classification_metrics import classification_metrics
-from inference.checkpoints import load_checkpoint_safely
-from inference.class_evidence import ClassRecorder, aggregate
-from inference.joint_predictor import JointPredictor
-from inference.results import case_result
-from trainers.class_supervision import UNKNOWN_CLASS, ClassLabels, class_loss, covered_shares, patch_weights
-from trainers.networks import multi_task_network
-from trainers.permuted_labels import PERMUTATION_SEED, control_results_folder, with_permuted_training
-from trainers.progress import MultiTaskLogger
-from trainers.recipes import MULTI_TASK, ParameterGroup
-from trainers.segmentation import SegmentationTrainer
-from trainers.task_balancing import LOG_VARIANCES, UncertaintyWeighting, build_balancing
-from trainers.validation_results import write_validation_results
+from braintum.architectures.networks.multi_task_unet import multi_task_network_class
+from braintum.conversion.format.cases import ClassSchema, classification_entry, find_cases_file, read_cases
+from braintum.evaluation.metrics.classification_metrics import classification_metrics
+from braintum.inference.models.checkpoints import load_checkpoint_safely
+from braintum.inference.prediction.class_evidence import ClassRecorder, aggregate
+from braintum.inference.prediction.joint_predictor import JointPredictor
+from braintum.inference.results.results import case_result
+from braintum.trainers.classes.class_supervision import (
+    UNKNOWN_CLASS,
+    ClassLabels,
+    class_loss,
+    covered_shares,
+    patch_weights,
+)
+from braintum.trainers.classes.permuted_labels import PERMUTATION_SEED, control_results_folder, with_permuted_training
+from braintum.trainers.classes.progress import MultiTaskLogger
+from braintum.trainers.classes.validation_results import write_validation_results
+from braintum.trainers.losses.task_balancing import LOG_VARIANCES, UncertaintyWeighting, build_balancing
+from braintum.trainers.networks import multi_task_network
+from braintum.trainers.recipes.recipe import MULTI_TASK, ParameterGroup
+from braintum.trainers.segmentation import SegmentationTrainer
 
 
 class nnUNetTrainerMultiTask(SegmentationTrainer):

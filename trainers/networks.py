@@ -7,7 +7,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from architectures.input_channels import num_network_channels
+from braintum.architectures.input_channels import num_network_channels
 
 ChooseNetwork = Callable[[ConfigurationManager], type[nn.Module]]
 """The class of the network, for a configuration of the plans."""

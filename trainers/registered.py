@@ -1,22 +1,22 @@
 """The trainers that nnU-Net finds by name."""
 
-from trainers.attended_multi_task import nnUNetTrainerMultiTaskLKA, nnUNetTrainerMultiTaskMaskedAttention
-from trainers.braintumnet import (
+from braintum.trainers.attended_multi_task import nnUNetTrainerMultiTaskLKA, nnUNetTrainerMultiTaskMaskedAttention
+from braintum.trainers.braintumnet import (
     nnUNetTrainerBrainTumNet,
     nnUNetTrainerBrainTumNetNoInception,
     nnUNetTrainerBrainTumNetNoTransformer,
     nnUNetTrainerBrainTumNetTwoStage,
 )
-from trainers.classifiers import (
+from braintum.trainers.classifiers import (
     nnUNetTrainerClassifierDenseNet121,
     nnUNetTrainerClassifierFTCNN,
     nnUNetTrainerClassifierGoogLeNet,
     nnUNetTrainerClassifierResNet50,
     nnUNetTrainerClassifierUNet,
 )
-from trainers.multi_task import nnUNetTrainerMultiTask
-from trainers.resse_lka import nnUNetTrainerResSELKA, nnUNetTrainerResSELKAMultiTask
-from trainers.unets import (
+from braintum.trainers.multi_task import nnUNetTrainerMultiTask
+from braintum.trainers.resse_lka import nnUNetTrainerResSELKA, nnUNetTrainerResSELKAMultiTask
+from braintum.trainers.unets import (
     nnUNetTrainerAttentionUNet,
     nnUNetTrainerJointUNet,
     nnUNetTrainerResidualUNet,

@@ -1,10 +1,10 @@
 """ResSE-LKA-UNet of paper 002, and the same with our classification head."""
 
-from architectures.resse_lka_unet import ResSELKAUNet
-from trainers.multi_task import nnUNetTrainerMultiTask
-from trainers.networks import multi_task_network, segmentation_network
-from trainers.recipes import RESSE_LKA
-from trainers.segmentation import SegmentationTrainer
+from braintum.architectures.networks.resse_lka_unet import ResSELKAUNet
+from braintum.trainers.multi_task import nnUNetTrainerMultiTask
+from braintum.trainers.networks import multi_task_network, segmentation_network
+from braintum.trainers.recipes.recipe import RESSE_LKA
+from braintum.trainers.segmentation import SegmentationTrainer
 
 
 class nnUNetTrainerResSELKA(SegmentationTrainer):

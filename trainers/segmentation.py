@@ -19,20 +19,14 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from architectures.weights_fingerprint import weights_fingerprint
-from braintum_commands.provenance import PROVENANCE_FILE, content_hash, provenance
-from dataset_conversion.atomic import atomic_writes_of, write_json_atomic
-from dataset_conversion.calibration import CALIBRATION_KEY, stored_calibration
-from evaluation.segmentation_metrics import metrics_on_folder
-from inference.checkpoints import to_builtin
-from trainers.checkpoint_writer import CheckpointWriter, checkpoint_of, write_checkpoint
-from trainers.crash_safety import begin_validation, export_completely, remove_partial_checkpoints
-from trainers.debug_information import remove_machine
-from trainers.device_batches import AugmentedBatches, device_loader_class
-from trainers.losses import UpsamplingDeepSupervisionLoss
-from trainers.recipes import ParameterGroup, Recipe
-from trainers.schedule import PerGroupLR, epochs_without_improvement
-from trainers.seeded_batches import (
+from braintum.architectures.weights_fingerprint import weights_fingerprint
+from braintum.commands.provenance import PROVENANCE_FILE, content_hash, provenance
+from braintum.conversion.files.atomic import atomic_writes_of, write_json_atomic
+from braintum.conversion.format.calibration import CALIBRATION_KEY, stored_calibration
+from braintum.evaluation.metrics.segmentation_metrics import metrics_on_folder
+from braintum.inference.models.checkpoints import to_builtin
+from braintum.trainers.data.device_batches import AugmentedBatches, device_loader_class
+from braintum.trainers.data.seeded_batches import (
     NETWORK,
     TRAINING,
     VALIDATION,
@@ -41,8 +35,14 @@ from trainers.seeded_batches import (
     seeded_batches,
     stream_of_rank,
 )
-from trainers.settings import TrainingSettings
-from trainers.slice_sampling import SliceSampling, data_loader_class
+from braintum.trainers.data.slice_sampling import SliceSampling, data_loader_class
+from braintum.trainers.losses.losses import UpsamplingDeepSupervisionLoss
+from braintum.trainers.recipes.recipe import ParameterGroup, Recipe
+from braintum.trainers.recipes.schedule import PerGroupLR, epochs_without_improvement
+from braintum.trainers.recipes.settings import TrainingSettings
+from braintum.trainers.safety.checkpoint_writer import CheckpointWriter, checkpoint_of, write_checkpoint
+from braintum.trainers.safety.crash_safety import begin_validation, export_completely, remove_partial_checkpoints
+from braintum.trainers.safety.debug_information import remove_machine
 
 
 class _StoppedEarly(Exception):
@@ -52,7 +52,8 @@ class _StoppedEarly(Exception):
 class SegmentationTrainer(nnUNetTrainer):
     """nnU-Net's trainer with loss, optimiser, schedule and augmentation of a recipe. Needs no classes.
 
-    A trainer names its :attr:`recipe` and its network (``build_network_architecture``, see :mod:`trainers.networks`).
+    A trainer names its :attr:`recipe` and its network (``build_network_architecture``, see
+    :mod:`braintum.trainers.networks`).
 
     Attributes:
         recipe: how to train.
@@ -393,7 +394,7 @@ class SegmentationTrainer(nnUNetTrainer):
         self.current_epoch += 1
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Stock's validation, with the metrics of :mod:`evaluation.segmentation_metrics`."""
+        """Stock's validation, with the metrics of :mod:`braintum.evaluation.metrics.segmentation_metrics`."""
         if self.local_rank == 0:
             begin_validation(Path(self.output_folder) / "validation")
         with (

@@ -1,12 +1,12 @@
 """U-Nets of papers 001, 003 and 004."""
 
-from architectures.attention_unet import AttentionUNet
-from architectures.joint_unet import JointUNet, UNet
-from architectures.residual_unet import RUNet
-from trainers.multi_task import nnUNetTrainerMultiTask
-from trainers.networks import multi_task_network, segmentation_network
-from trainers.recipes import JOINT_UNET, RESIDUAL_UNET
-from trainers.segmentation import SegmentationTrainer
+from braintum.architectures.networks.attention_unet import AttentionUNet
+from braintum.architectures.networks.joint_unet import JointUNet, UNet
+from braintum.architectures.networks.residual_unet import RUNet
+from braintum.trainers.multi_task import nnUNetTrainerMultiTask
+from braintum.trainers.networks import multi_task_network, segmentation_network
+from braintum.trainers.recipes.recipe import JOINT_UNET, RESIDUAL_UNET
+from braintum.trainers.segmentation import SegmentationTrainer
 
 
 class nnUNetTrainerUNet(SegmentationTrainer):

@@ -2,9 +2,9 @@
 """Makes braintum's trainers visible to nnU-Net, which looks for classes only in modules on disk."""
 
 try:
-    from braintum_commands.lookup import classes
+    from braintum.commands.lookup import classes
 except ModuleNotFoundError as error:  # braintum was uninstalled: nnU-Net goes on without it
-    if (error.name or "").partition(".")[0] != "braintum_commands":
+    if error.name not in ("braintum", "braintum.commands", "braintum.commands.lookup"):
         raise
 else:
     globals().update(classes("trainers"))

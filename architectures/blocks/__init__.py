@@ -1,0 +1,1 @@
+"""Building blocks of the papers' networks, 2-D and 3-D."""

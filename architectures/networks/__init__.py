@@ -1,0 +1,1 @@
+"""Networks as nnU-Net builds them from plans."""

@@ -1,0 +1,359 @@
+r"""Time of braintum_predict, in bulk and with --exact, against nnU-Net's own prediction, and whether the results agree.
+
+    python benchmarks/prediction/prediction_speed.py -m MODEL_FOLDER -i IMAGES [-f 0] [-slices 200] [-n 3] \
+        [-device cpu] [-o JSON]
+    python benchmarks/prediction/prediction_speed.py --untrained-3d [-n 1]
+
+Whole commands run in turns, in an order that changes from round to round: nnUNetv2_predict_from_modelfolder (masks
+only, with nnU-Net's defaults), braintum_predict and braintum_predict --exact (masks and classes), all with mirroring.
+Printed are the median wall time of each, processor time (user and system, all processes), their ratios, the time from
+the start to the first mask for a single image, what is not network time, and how the results agree. --untrained-3d
+makes a volume of BraTS' size and a 3-D model with random weights; its masks are noise, so bfloat16 is not chosen for it
+by itself: add -precision bfloat16 to see its speed. Keep the machine free of other work; processor time suffers least.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from braintum.inference.prediction.devices import HUGE_PAGES
+
+MODES = ("stock", "bulk", "exact")
+_BRATS_SHAPE = (155, 240, 240)
+_NETWORK_TIME = "--network-time"  # this script, called by itself in a process of its own
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-m", type=Path, help="folder of a trained model")
+    parser.add_argument("-i", type=Path, help="folder of images")
+    parser.add_argument("-f", nargs="+", default=["0"], help="folds; default: %(default)s")
+    parser.add_argument("-chk", default="checkpoint_final.pth", help="checkpoint; default: %(default)s")
+    parser.add_argument("-slices", type=int, help="take that many of the images, evenly spread; default: all")
+    parser.add_argument("-n", type=int, default=3, help="rounds; default: %(default)s")
+    parser.add_argument("-device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("-precision", default="auto", choices=("auto", "float32", "bfloat16"), help="of the bulk mode")
+    parser.add_argument("-o", type=Path, metavar="JSON", help="also write the figures there")
+    add_untrained_model(parser)
+    parser.add_argument(_NETWORK_TIME, action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> None:
+    parser = build_parser()
+    args = parser.parse_args()
+    if args.network_time:
+        print(json.dumps(network_time(args)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder)
+        complete_input(parser, args, temporary)
+        ending = json.loads((args.m / "dataset.json").read_text())["file_ending"]
+        images, single = temporary / "images", temporary / "single"
+        cases = choose(args.i, ending, images, args.slices)
+        choose(args.i, ending, single, 1)
+        figures: dict[str, Any] = {"cases": len(cases), "folds": len(args.f), "device": args.device}
+        for name, source in {"all": images, "single": single}.items():
+            if name == "single" and len(cases) == 1:
+                figures[name] = figures["all"]
+                continue
+            runs: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
+            for turn in range(args.n):
+                for mode in MODES[turn % 3 :] + MODES[: turn % 3]:
+                    target = temporary / f"{name} {mode}"
+                    runs[mode].append(timed_command(command_of(mode, args, source, target), target, ending))
+                    print(f"{name:6} {mode:5}", *(f"{k} {v:.1f} s" for k, v in runs[mode][-1].items()), flush=True)
+            figures[name] = {
+                mode: {key: statistics.median(run[key] for run in found) for key in found[0]}
+                for mode, found in runs.items()
+            }
+        figures["network"] = {"stock": network_time_of(args, images)}
+        on_cpu = {HUGE_PAGES: "1"} if args.device == "cpu" else {}  # as braintum_predict runs
+        figures["network"]["exact"] = network_time_of(args, images, on_cpu)
+        figures["agreement"] = {
+            f"{mode} and {other}": agreement(temporary / f"all {mode}", temporary / f"all {other}", ending)
+            for mode, other in (("exact", "stock"), ("bulk", "exact"), ("bulk", "stock"))
+        }
+        figures["classes"] = class_agreement(temporary / "all bulk", temporary / "all exact")
+    report(figures)
+    if args.o:
+        args.o.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def add_untrained_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--untrained-3d", action="store_true", help="make model and volume; instead of -m and -i")
+    parser.add_argument("-features", type=int, default=32, help="of that model's first stage; default: %(default)s")
+
+
+def complete_input(parser: argparse.ArgumentParser, args: argparse.Namespace, folder: Path) -> None:
+    """Make model and volume in a folder if they are asked for, and set ``-m`` and ``-i`` to them."""
+    if args.untrained_3d:
+        args.m, args.i = make_model(folder, args.features), make_volume(folder / "volume")
+    elif args.m is None or args.i is None:
+        parser.error("give -m and -i, or --untrained-3d")
+
+
+def command_of(mode: str, args: argparse.Namespace, source: Path, target: Path) -> list[str]:
+    """The whole command of a mode."""
+    common = ["-i", str(source), "-o", str(target), "-m", str(args.m), "-f", *args.f]
+    common += ["-chk", args.chk, "-device", args.device]
+    stock = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder as main; main()"
+    ours = "import sys; from braintum.inference.cli import main; sys.exit(main())"
+    options = {"stock": [], "bulk": ["-precision", args.precision], "exact": ["--exact"]}[mode]
+    return [sys.executable, "-c", stock if mode == "stock" else ours, *common, *options]
+
+
+def timed_command(command: Sequence[str], target: Path, ending: str) -> dict[str, float]:
+    """Run a prediction into a new folder: seconds to its end, to the first mask, and of the processors."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    log = target.parent / "log.txt"
+    used = processor_seconds()
+    start = time.perf_counter()
+    first = float("nan")
+    with open(log, "w") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            if np.isnan(first) and any(entry.name.endswith(ending) for entry in os.scandir(target)):
+                first = time.perf_counter() - start
+            time.sleep(0.02)
+    wall = time.perf_counter() - start
+    if process.returncode:
+        sys.exit(f"{target.name} failed:\n{log.read_text()[-3000:]}")
+    first = wall if np.isnan(first) else first
+    return {"wall": wall, "first mask": first, "processor": processor_seconds() - used}
+
+
+def processor_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def network_time_of(args: argparse.Namespace, images: Path, environment: Mapping[str, str] | None = None) -> float:
+    """Seconds that nnU-Net's sliding window takes for all images, measured in a process of its own."""
+    command = [sys.executable, __file__, _NETWORK_TIME, "-m", str(args.m), "-i", str(images), "-f", *args.f]
+    command += ["-chk", args.chk, "-device", args.device]
+    variables = {**os.environ, **(environment or {})}
+    finished = subprocess.run(command, check=True, capture_output=True, text=True, env=variables)
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def network_time(args: argparse.Namespace) -> float:
+    """See :func:`network_time_of`."""
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    torch.set_num_threads((os.cpu_count() or 1) if args.device == "cpu" else 1)
+    predictor = nnUNetPredictor(
+        device=torch.device(args.device), perform_everything_on_device=args.device == "cuda", allow_tqdm=False
+    )
+    folds = tuple(fold if fold == "all" else int(fold) for fold in args.f)
+    predictor.initialize_from_trained_model_folder(str(args.m), folds, args.chk)
+    plans, configuration = predictor.plans_manager, predictor.configuration_manager
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    cases: dict[str, list[str]] = {}
+    for file in sorted(args.i.iterdir()):
+        cases.setdefault(file.name.removesuffix(predictor.dataset_json["file_ending"])[:-5], []).append(str(file))
+    seconds = 0.0
+    for number, files in enumerate(cases.values()):
+        data, _, _ = preprocessor.run_case(files, None, plans, configuration, predictor.dataset_json)
+        image = torch.from_numpy(data).float().contiguous()
+        if number == 0 and len(cases) > 1:
+            predictor.predict_logits_from_preprocessed_data(image)  # the kernels are chosen in a first run
+        start = time.perf_counter()
+        predictor.predict_logits_from_preprocessed_data(image).cpu()
+        seconds += time.perf_counter() - start
+    return seconds
+
+
+def choose(source: Path, ending: str, target: Path, count: int | None) -> list[str]:
+    """Link the files of some cases into a new folder; returns the cases."""
+    cases: dict[str, list[Path]] = {}
+    for file in sorted(source.iterdir()):
+        if file.name.endswith(ending):
+            cases.setdefault(file.name.removesuffix(ending)[:-5], []).append(file)
+    names = list(cases)
+    if count is not None and count < len(names):
+        names = [names[index * len(names) // count] for index in range(count)]
+    target.mkdir()
+    for name in names:
+        for file in cases[name]:
+            (target / file.name).symlink_to(file.resolve())
+    return names
+
+
+def agreement(first: Path, second: Path, ending: str) -> dict[str, float]:
+    """Mean Dice of the foreground, share of equal voxels and of files with the same bytes."""
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
+
+    files = sorted(first.glob(f"*{ending}"))
+    reader = determine_reader_writer_from_file_ending(ending, str(files[0]), True, False)()
+    dice, equal, voxels, identical = [], 0, 0, 0
+    for file in files:
+        a, b = (reader.read_seg(str(folder / file.name))[0] for folder in (first, second))
+        if a.any() or b.any():
+            dice.append(2 * np.count_nonzero((a > 0) & (b > 0)) / (np.count_nonzero(a) + np.count_nonzero(b)))
+        equal, voxels = equal + np.count_nonzero(a == b), voxels + a.size
+        identical += file.read_bytes() == (second / file.name).read_bytes()
+    mean = float(np.mean(dice)) if dice else float("nan")
+    least = float(np.min(dice)) if dice else float("nan")
+    share = {"equal_voxels": equal / voxels, "identical_files": identical / len(files)}
+    return {"mean_dice": mean, "lowest_dice": least, **share}
+
+
+def class_agreement(first: Path, second: Path) -> dict[str, float]:
+    """Share of cases with the same class, and the largest difference of a probability."""
+    same, largest, files = 0, 0.0, sorted((first / "classes").glob("*.json"))
+    for file in files:
+        a, b = (json.loads((folder / "classes" / file.name).read_text()) for folder in (first, second))
+        same += a["predicted_class"] == b["predicted_class"]
+        largest = max(
+            largest, *(abs(a["probabilities"][name] - b["probabilities"][name]) for name in b["probabilities"])
+        )
+    return {"same_class": same / len(files), "largest_difference": largest}
+
+
+def report(figures: dict[str, Any]) -> None:
+    """Print the table."""
+    print(f"\n{figures['cases']} cases, {figures['folds']} fold(s), {figures['device']}\n")
+    print("| | " + " | ".join(MODES) + " | bulk / stock | exact / stock |\n|---|---|---|---|---|---|")
+
+    def row(name: str, values: dict[str, float]) -> None:
+        cells = [f"{values[mode]:.1f}" for mode in MODES]
+        cells += [f"{values[mode] / values['stock']:.2f}" for mode in ("bulk", "exact")]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+    row("wall time, s", {mode: figures["all"][mode]["wall"] for mode in MODES})
+    row("processor time, s", {mode: figures["all"][mode]["processor"] for mode in MODES})
+    row("single image, start to first mask, s", {mode: figures["single"][mode]["first mask"] for mode in MODES})
+    network = figures["network"]
+    stock, exact = (figures["all"][mode]["wall"] - network[mode] for mode in ("stock", "exact"))
+    print(
+        f"\nnnU-Net's network alone: {network['stock']:.1f} s, with memory as braintum_predict asks for it "
+        f"{network['exact']:.1f} s; what is not network time: stock {stock:.1f} s, exact {exact:.1f} s, "
+        f"ratio {exact / stock:.2f}"
+    )
+    for pair, values in figures["agreement"].items():
+        print(
+            f"masks of {pair}: mean Dice {values['mean_dice']:.5f} (lowest {values['lowest_dice']:.5f}), "
+            f"{100 * values['equal_voxels']:.4f} % of voxels equal, {100 * values['identical_files']:.1f} % of files "
+            "identical"
+        )
+    classes = figures["classes"]
+    print(
+        f"classes of bulk and exact: {100 * classes['same_class']:.1f} % the same, probabilities within "
+        f"{classes['largest_difference']:.1e}"
+    )
+
+
+def make_volume(folder: Path) -> Path:
+    """Four sequences of a volume of BraTS' size and spacing: a bright ball, which is all that is cropped to."""
+    import SimpleITK
+
+    folder.mkdir()
+    grid = np.meshgrid(*(np.linspace(-1, 1, edge) for edge in _BRATS_SHAPE), indexing="ij", sparse=True)
+    head = sum((axis / extent) ** 2 for axis, extent in zip(grid, (0.9, 0.72, 0.6), strict=True)) < 1
+    for channel in range(4):
+        noise = np.random.default_rng(channel).normal(400, 60, _BRATS_SHAPE).clip(1)
+        image = SimpleITK.GetImageFromArray(np.where(head, noise, 0).astype(np.int16))
+        SimpleITK.WriteImage(image, str(folder / f"volume_{channel:04d}.nii.gz"))
+    return folder
+
+
+def make_model(folder: Path, features: int) -> Path:
+    """An untrained multi-task U-Net with the topology that nnU-Net plans for BraTS (patch 128³, six stages)."""
+    import torch
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
+    norm = {"eps": 1e-5, "affine": True}
+    architecture = {
+        "n_stages": 6,
+        "features_per_stage": [min(10 * features, features * 2**stage) for stage in range(6)],
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3, 3, 3]] * 6,
+        "strides": [[1, 1, 1]] + [[2, 2, 2]] * 5,
+        "n_conv_per_stage": [2] * 6,
+        "n_conv_per_stage_decoder": [2] * 5,
+        "conv_bias": True,
+        **{"norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d", "norm_op_kwargs": norm},
+        **{"dropout_op": None, "dropout_op_kwargs": None},
+        **{"nonlin": "torch.nn.LeakyReLU", "nonlin_kwargs": {"inplace": True}},
+    }
+    configuration = {
+        "data_identifier": "untrained_3d",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": [128, 128, 128],
+        "median_image_size_in_voxels": [140, 172, 138],
+        "spacing": [1.0, 1.0, 1.0],
+        "normalization_schemes": ["ZScoreNormalization"] * 4,
+        "use_mask_for_norm": [True] * 4,
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": resampling,
+        "resampling_fn_seg_kwargs": {**resampling, "is_seg": True, "order": 1},
+        "resampling_fn_probabilities_kwargs": {**resampling, "order": 1},
+        "batch_dice": False,
+        "architecture": {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "arch_kwargs": architecture,
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+    }
+    plans: dict[str, Any] = {
+        "dataset_name": "Dataset999_Untrained",
+        "plans_name": "UntrainedPlans",
+        "original_median_spacing_after_transp": [1.0, 1.0, 1.0],
+        "original_median_shape_after_transp": [140, 172, 138],
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {str(channel): {} for channel in range(4)},
+        "configurations": {"3d_fullres": configuration},
+    }
+    dataset_json: dict[str, Any] = {
+        "channel_names": {"0": "T1", "1": "T1ce", "2": "T2", "3": "FLAIR"},
+        "labels": {"background": 0, "oedema": 1, "core": 2, "enhancing": 3},
+        "numTraining": 1,
+        "file_ending": ".nii.gz",
+        "classification": {"class_names": ["low grade", "high grade"]},
+    }
+    plans["classification"] = {**dataset_json["classification"], "region_based": False}
+    trainer_name, plans_manager = "nnUNetTrainerMultiTask", PlansManager(plans)
+    torch.manual_seed(0)
+    network = recursive_find_trainer_class_by_name(trainer_name).build_network_architecture(
+        plans_manager, plans_manager.get_configuration("3d_fullres"), 4, 4, enable_deep_supervision=False
+    )
+    checkpoint = {
+        "network_weights": network.state_dict(),
+        "trainer_name": trainer_name,
+        "init_args": {"configuration": "3d_fullres"},
+        "inference_allowed_mirroring_axes": (0, 1, 2),
+    }
+    model = folder / "model"
+    (model / "fold_0").mkdir(parents=True)
+    torch.save(checkpoint, model / "fold_0" / "checkpoint_final.pth")
+    (model / "plans.json").write_text(json.dumps(plans))
+    (model / "dataset.json").write_text(json.dumps(dataset_json))
+    return model
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What planners decide: presets, memory, reasons; and how their files are written."""

@@ -1,0 +1,1 @@
+"""Normalisation and preprocessing, as plans name them."""

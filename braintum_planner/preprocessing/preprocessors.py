@@ -1,0 +1,113 @@
+"""Preprocessing that is fast for slices, and that can give a slice its neighbours as channels."""
+
+from unittest.mock import patch
+
+import blosc2
+import numpy as np
+from nnunetv2.preprocessing.cropping import cropping
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from scipy.ndimage import binary_fill_holes
+
+from braintum.architectures.input_channels import neighbouring_slices
+from braintum.planner.preprocessing.neighbouring_slices import stack_neighbouring_slices
+from braintum.planner.preprocessing.preprocessing_run import preprocess_dataset
+
+__all__ = ["BrainTumPreprocessor"]
+
+_FILTER_TRIAL_EDGE = 64  # as good a guide as the whole slice, at a tenth of its time
+
+
+class BrainTumPreprocessor(DefaultPreprocessor):
+    """nnU-Net's preprocessing: the same arrays in the same files, compressed in a fraction of the time.
+
+    nnU-Net compresses most of every array twice to choose a filter, then all of it with LZ4HC: more than half of the
+    time that a slice takes. Here the choice is made on a small part from the centre, and label maps have none. For 2-D
+    configurations Zstandard at its fastest level replaces LZ4HC: a quarter of the time and smaller files, while reading
+    a slice of 512 × 512 takes half a millisecond more. Volumes keep LZ4HC, which is the faster one to read. Nor is the
+    non-zero region of slices searched for holes: to nnU-Net's search, which is three-dimensional, it has none.
+
+    A killed run leaves nothing that looks complete, and the same command goes on where it was.
+
+    In 2-D configurations with ``neighbouring_slices`` each slice gets its neighbours as channels, in training and in
+    prediction (see :func:`braintum.planner.preprocessing.neighbouring_slices.stack_neighbouring_slices`).
+    """
+
+    def run_case_npy(
+        self,
+        data: np.ndarray,
+        seg: np.ndarray | None,
+        properties: dict,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        dataset_json: dict | str,
+    ) -> tuple[np.ndarray, np.ndarray, dict]:
+        """Preprocess one case that is in memory, as nnU-Net's method of this name does.
+
+        Returns:
+            Image (C, Z, Y, X), or (C · (2k+1), Z, Y, X) with k neighbouring slices; label map (1, Z, Y, X); properties.
+
+        Raises:
+            ValueError: ``neighbouring_slices`` of the plans makes no sense.
+        """
+        with patch.object(cropping, "binary_fill_holes", _fill_holes):
+            data, seg, properties = super().run_case_npy(
+                data, seg, properties, plans_manager, configuration_manager, dataset_json
+            )
+        count = neighbouring_slices(configuration_manager.configuration)
+        if count:
+            data = stack_neighbouring_slices(data, count)
+        return data, seg, properties
+
+    def run(
+        self, dataset_name_or_id: int | str, configuration_name: str, plans_identifier: str, num_processes: int
+    ) -> None:
+        """Preprocess a data set as nnU-Net's method of this name does, but never leave half of it in its place.
+
+        See :func:`braintum.planner.preprocessing.preprocessing_run.preprocess_dataset`.
+        """
+        dataset_name = maybe_convert_to_dataset_name(dataset_name_or_id)
+        preprocess_dataset(self, dataset_name, configuration_name, plans_identifier, num_processes)
+
+    def run_case_save(
+        self,
+        output_filename_truncated: str,
+        image_files: list[str],
+        seg_file: str,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        dataset_json: dict | str,
+    ) -> None:
+        """Preprocess one case and save it, as nnU-Net's method of this name does."""
+        data, seg, properties = self.run_case(image_files, seg_file, plans_manager, configuration_manager, dataset_json)
+        data = data.astype(np.float32, copy=False)
+        seg = seg.astype(np.int16, copy=False)
+        patch_size = tuple(configuration_manager.patch_size)
+        blocks, chunks = comp_blosc2_params(data.shape, patch_size, data.itemsize)
+        blocks_seg, chunks_seg = comp_blosc2_params(seg.shape, patch_size, seg.itemsize)
+        codec, level = (blosc2.Codec.ZSTD, 1) if len(patch_size) == 2 else (blosc2.Codec.LZ4HC, 5)
+        sample = (1, 1, *(min(edge, _FILTER_TRIAL_EDGE) for edge in chunks[2:]))
+        nnUNetDatasetBlosc2.save_case(
+            data,
+            seg,
+            properties,
+            output_filename_truncated,
+            chunks=chunks,
+            blocks=blocks,
+            chunks_seg=chunks_seg,
+            blocks_seg=blocks_seg,
+            clevel=level,
+            codec=codec,
+            filters=[nnUNetDatasetBlosc2._select_filter(data, blocks, sample, codec, level)],
+            filters_seg=[blosc2.Filter.NOFILTER],
+        )
+
+
+def _fill_holes(mask: np.ndarray) -> np.ndarray:
+    """scipy's result, without its search where there is nothing to find.
+
+    A mask that is one voxel thick has no holes: each of its voxels touches the outside.
+    """
+    return mask if 1 in mask.shape else binary_fill_holes(mask)

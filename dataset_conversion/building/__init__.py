@@ -1,0 +1,1 @@
+"""From a source's cases to nnU-Net's raw format."""

@@ -1,0 +1,1 @@
+"""Copies of one image: fingerprints, index, confirmation."""

@@ -1,0 +1,1 @@
+"""Reading and writing that survives damaged input and killed processes."""

@@ -1,0 +1,1 @@
+"""What stands beside the images: cases, classes, labels, patients, splits, calibration."""

@@ -1,0 +1,1 @@
+"""One module a source, with its original layout and its quirks."""

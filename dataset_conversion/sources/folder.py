@@ -1,0 +1,404 @@
+"""A hospital's own data: a folder a patient with volumes of any number of modalities, masks, and a table of diagnoses.
+
+    SOURCE/
+      P001/ t1c.nii.gz  flair.nii.gz  mask.nii.gz          NIfTI, NRRD or MetaImage files,
+      P002/ T1C/ 0001.dcm …  FLAIR/ 0001.dcm …  mask.nrrd  or a folder a DICOM series, in any nesting
+      cases.csv                                            patient,class
+
+Files are chosen by patterns with `*` and `?`, in upper or lower case alike: `--channel T1ce='*t1c*'` matches
+`t1c.nii.gz` as well as the series' folder `T1C`; a pattern with a slash has to match the path within the patient's
+folder. Files that match the mask's pattern are no channels. All volumes of a patient have to lie on one grid
+(`volumes.geometry_problems`): nothing is resampled here.
+
+A case is named after its folder, and its patient is the table's (`--patient-column`); where one patient has several
+folders, `--case-column` names the column with the folders. A folder that is not in the table has an unknown class.
+Masks are binary (every value but 0 is tumour), or hold the values that `--labels` names. A patient without a mask
+learns the class only (ignore label), unless the class is the negative one: then an empty mask is the truth.
+"""
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset, SourceError
+from braintum.conversion.building.slices import PLANES, SliceChoice
+from braintum.conversion.building.source_tables import read_rows
+from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
+from braintum.conversion.files.volumes import (
+    VolumeError,
+    dicom_files,
+    files_of,
+    geometry_problems,
+    is_volume_file,
+    read_volume,
+    whole_numbers,
+)
+from braintum.conversion.format.cases import Case
+from braintum.conversion.format.class_names import NEGATIVE_CLASS, canonical_name, unified_schema
+
+KIND = "folder"
+DEFAULT_NAME = "BrainTumours"
+DESCRIPTION = "a folder a patient of NIfTI, NRRD or DICOM series, with masks and a table of diagnoses"
+
+BINARY_LABELS = {"tumour": 1}
+
+
+@dataclass(frozen=True)
+class FolderCase:
+    """One patient's folder.
+
+    Attributes:
+        case: what is known without reading.
+        channels: file or DICOM folder of each channel.
+        mask: likewise; None where there is none.
+        labels: value in the mask -> our label; None: every value but 0 is label 1.
+    """
+
+    case: Case
+    channels: tuple[Path, ...]
+    mask: Path | None
+    labels: tuple[tuple[int, int], ...] | None
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether there is a mask, or the class says that an empty one is the truth."""
+        return self.mask is not None or self.case.tumour_class == NEGATIVE_CLASS
+
+    def files(self) -> list[Path]:
+        """Returns all files of the channels and the mask."""
+        return [file for path in (*self.channels, *([self.mask] if self.mask else [])) for file in files_of(path)]
+
+    def load(self) -> LoadedVolume:
+        """Reads and checks the volumes; raises `VolumeError`."""
+        volumes: dict[Path, sitk.Image] = {}
+        problems: list[str] = []
+        for path in (*self.channels, *([self.mask] if self.mask else [])):
+            try:
+                volumes[path] = read_volume(path)
+            except VolumeError as error:
+                problems += error.problems
+        problems += geometry_problems(volumes) if len(volumes) > 1 else []
+        mask = None
+        if self.mask is not None and self.mask in volumes:
+            try:
+                mask = self._map_labels(whole_numbers(volumes[self.mask], self.mask))
+            except VolumeError as error:
+                problems += error.problems
+        if problems:
+            raise VolumeError(*problems)
+        images = tuple(volumes[path] for path in self.channels)
+        remarks: tuple[str, ...] = ()
+        if self.mask is None:
+            remarks = ("no mask: learns the class only",)
+            if self.has_mask:
+                remarks = (f"no mask: an empty one is written, the class is {NEGATIVE_CLASS}",)
+                mask = np.zeros(images[0].GetSize()[::-1], np.uint8)
+        return LoadedVolume(images, mask, remarks)
+
+    def _map_labels(self, array: np.ndarray) -> np.ndarray:
+        if self.labels is None:
+            return (array != 0).astype(np.uint8)
+        known = {0: 0, **dict(self.labels)}
+        values, positions = np.unique(array, return_inverse=True)
+        unexpected = [value for value in values.tolist() if value not in known]
+        if unexpected:
+            raise VolumeError(
+                f"{self.mask}: holds {', '.join(map(str, unexpected[:5]))}, but --labels names "
+                f"{', '.join(str(value) for value in known if value)} only; name it there, or correct the mask"
+            )
+        return np.array([known[value] for value in values.tolist()], np.uint8)[positions].reshape(array.shape)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this source's own options."""
+    parser.add_argument(
+        "--channel",
+        action="append",
+        required=True,
+        metavar="NAME=PATTERN",
+        help="a modality and its files, such as T1ce='*t1c*'; repeat it for more, in the order of the channels",
+    )
+    parser.add_argument("--mask", metavar="PATTERN", help="the masks' files, such as '*seg*'; leave it out for none")
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="the values in the masks, such as core=1 oedema=2; without it every value but 0 is tumour",
+    )
+    parser.add_argument(
+        "--table", type=Path, metavar="CSV", help="table with a row a patient (UTF-8, comma or semicolon)"
+    )
+    parser.add_argument(
+        "--patient-column", default="patient", metavar="NAME", help="its column of patients (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--class-column", default="class", metavar="NAME", help="its column of diagnoses (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--case-column", metavar="NAME", help="its column of folder names (default: the patients' column)"
+    )
+    parser.add_argument(
+        "--representative-slices",
+        type=int,
+        metavar="N",
+        help="2-D cases: N slices a patient, spread over the tumour's extent, or over the volume where there is none",
+    )
+    parser.add_argument(
+        "--plane",
+        choices=("auto", *PLANES),
+        default="auto",
+        help="the plane of slices (default: the one a volume was acquired in; axial if its voxels are about cubic)",
+    )
+
+
+def convert(
+    request: ConversionRequest,
+    channel: Sequence[str] = (),
+    mask: str | None = None,
+    labels: Sequence[str] | None = None,
+    table: Path | None = None,
+    patient_column: str = "patient",
+    class_column: str = "class",
+    case_column: str | None = None,
+    representative_slices: int | None = None,
+    plane: str = "auto",
+) -> ConversionResult:
+    """Converts the folders to NIfTI in nnU-Net's raw layout, or only checks them (`request.dry_run`).
+
+    Args:
+        request: source, target and how to convert.
+        channel: `NAME=PATTERN`, one a channel, at least one.
+        mask: pattern of the masks; None: there are none.
+        labels: `NAME=VALUE`, one a label; None: masks are binary.
+        table: CSV file with patients and diagnoses, relative to the source folder or to the working directory; None: no
+            classes.
+        patient_column: the table's column of patients.
+        class_column: the table's column of diagnoses.
+        case_column: the table's column of folder names, where these are not the patients.
+        representative_slices: number of 2-D cases a patient; None for volumes.
+        plane: `auto` or the plane of the slices.
+
+    Returns:
+        The data set's folder and summary.
+
+    Raises:
+        SourceError: the source has faults; all of them are listed, and nothing is written.
+        DatasetTakenError: the data-set number is in use.
+        FileNotFoundError: no patients' folders in the source folder, or no table.
+        ValueError: an option is not valid.
+    """
+    patterns = _pairs(channel, "--channel", "T1ce='*t1c*'")
+    if not patterns:
+        raise ValueError("no channels; name at least one, for example --channel T1ce='*t1c*'")
+    label_values = None if labels is None else _label_values(labels)
+    if labels is not None and mask is None:
+        raise ValueError("--labels needs --mask: the pattern of the masks' files; add it")
+    choice = None
+    if representative_slices is not None:
+        choice = SliceChoice("representative", count=representative_slices)
+    options = {
+        "channel": list(channel),
+        "mask": mask,
+        "labels": None if labels is None else list(labels),
+        "table": None if table is None else str(table),
+        "columns": [patient_column, class_column, case_column],
+        "representative_slices": representative_slices,
+        "plane": plane,
+    }
+    dataset = RawDataset.open(request, KIND, options)
+    rows = None
+    if table is not None:
+        path = next((p for p in (request.source / table, table) if p.is_file()), None)
+        if path is None:
+            raise FileNotFoundError(f"{request.source / table}: no such table, nor {table}; correct --table")
+        rows = read_table(path, patient_column, class_column, case_column or patient_column)
+    sources, problems, notes = find_cases(request.source, patterns, mask, label_values, rows)
+    classes = {source.case.tumour_class for source in sources} - {""}
+    if len(classes) < 2:
+        only = f"all cases are {min(classes)}" if classes else "no diagnosis is known"
+        notes.append(f"No classes: {only}. A model of this data set segments only.")
+    useless = [
+        source for source in sources if not source.has_mask and (len(classes) < 2 or not source.case.tumour_class)
+    ]
+    problems += [
+        f"{request.source / source.case.source}: neither mask nor class: nothing to learn from; add one, or remove it"
+        for source in useless
+    ]
+    sources = [source for source in sources if source not in useless]
+    content: dict[str, Any] = {"description": "Converted from folders of patients"}
+    if len(classes) > 1:
+        content["classification"] = unified_schema(classes).to_json()
+    names = BINARY_LABELS if label_values is None else {name: i for i, name in enumerate(label_values, start=1)}
+    if label_values is not None:
+        content["source_labels"] = {str(names[name]): value for name, value in label_values.items()}
+    target_labels = with_ignore_label({"background": 0, **names}, sources)
+    target = Target(target_labels, tuple(patterns), choice, plane)
+    return convert_volumes(request, dataset, sources, target, content, problems, notes)
+
+
+def _pairs(texts: Sequence[str], option: str, example: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, _, value = (part.strip() for part in text.partition("="))
+        if not name or not value:
+            raise ValueError(f"{option} {text!r} is not of the form NAME=VALUE; write {example}")
+        if name in pairs:
+            raise ValueError(f"{option}: {name!r} is there twice; choose another name")
+        pairs[name] = value
+    return pairs
+
+
+def _label_values(labels: Sequence[str]) -> dict[str, int]:
+    values = {}
+    for name, text in _pairs(labels, "--labels", "core=1").items():
+        if not re.fullmatch(r"[0-9]+", text) or int(text) == 0 or name in ("background", "ignore"):
+            raise ValueError(f"--labels {name}={text}: values are whole numbers above 0 (0 is background); correct it")
+        values[name] = int(text)
+    if len(set(values.values())) < len(values):
+        raise ValueError(f"--labels: a value has two names: {', '.join(labels)}; leave one out")
+    return values
+
+
+def read_table(path: Path, patient_column: str, class_column: str, case_column: str) -> dict[str, tuple[str, str]]:
+    """Reads the table of diagnoses.
+
+    Args:
+        path: CSV file, UTF-8, comma or semicolon between columns.
+        patient_column: column of patients.
+        class_column: column of diagnoses; blanks are unknown.
+        case_column: column of folder names.
+
+    Returns:
+        Folder name -> patient and class (its canonical name, or empty).
+
+    Raises:
+        SourceError: the table cannot be used; all its problems are listed.
+    """
+    header_names, table = read_rows(path)
+    missing = sorted({patient_column, class_column, case_column} - set(header_names))
+    if missing:
+        raise SourceError(
+            f"{path}: has no column {', '.join(missing)}, but {', '.join(header_names) or 'none'}; name them with "
+            "--patient-column, --class-column and --case-column"
+        )
+    rows: dict[str, tuple[str, str]] = {}
+    problems = []
+    for line, row in table:
+        patient, diagnosis, folder = (row[name] for name in (patient_column, class_column, case_column))
+        if not folder and not patient and not diagnosis:
+            continue  # spreadsheets leave empty rows behind
+        place = f"{path}, line {line}"
+        try:
+            values = (patient, canonical_name(diagnosis) if diagnosis else "")
+        except ValueError as error:
+            problems.append(f"{place}: {error}; correct it")
+            continue
+        if not folder or not patient:
+            problems.append(f"{place}: no {patient_column if not patient else case_column}; fill it in")
+        elif rows.setdefault(folder, values) != values:
+            problems.append(f"{place}: {folder} is there twice with different patients or classes; remove one row")
+    if problems:
+        raise SourceError(
+            f"{len(problems)} problem(s) in {path}; nothing was written:\n" + "\n".join(f"  - {x}" for x in problems)
+        )
+    return rows
+
+
+def find_cases(
+    source: Path,
+    patterns: Mapping[str, str],
+    mask: str | None,
+    labels: Mapping[str, int] | None,
+    rows: Mapping[str, tuple[str, str]] | None,
+) -> tuple[list[FolderCase], list[str], list[str]]:
+    """Finds the volumes of all patients.
+
+    Args:
+        source: the folder with the patients' folders.
+        patterns: channel -> pattern.
+        mask: the masks' pattern.
+        labels: name -> value in the masks; None: binary.
+        rows: the table: folder name -> patient and class.
+
+    Returns:
+        The cases, sorted by folder; the problems; and sentences for the summary.
+
+    Raises:
+        FileNotFoundError: there are no folders.
+    """
+    folders = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    if not folders:
+        raise FileNotFoundError(
+            f"{source}: no folders in it, one a patient is expected; give the folder that holds them"
+        )
+    mapping = None if labels is None else tuple((value, i) for i, value in enumerate(labels.values(), start=1))
+    cases, problems = [], []
+    for folder in folders:
+        patient, diagnosis = (rows or {}).get(folder.name, (folder.name, ""))
+        volumes = find_volumes(folder)
+        masks = _matching(volumes, mask, folder) if mask else []
+        others = [path for path in volumes if path not in masks]
+        chosen = {name: _matching(others, pattern, folder) for name, pattern in patterns.items()}
+        if len(masks) > 1:
+            chosen["mask"] = masks
+        faults = [_match_problem(folder, name, paths, volumes) for name, paths in chosen.items() if len(paths) != 1]
+        problems += faults
+        if not faults:
+            case = Case(_case_name(folder.name), diagnosis, patient, source=folder.name)
+            cases.append(
+                FolderCase(case, tuple(paths[0] for paths in chosen.values()), next(iter(masks), None), mapping)
+            )
+    counts = Counter(case.case.case for case in cases)
+    problems += [
+        f"{source / case.case.source}: its case would be named {case.case.case}, as that of another folder; rename it"
+        for case in cases
+        if counts[case.case.case] > 1
+    ]
+    cases = [case for case in cases if counts[case.case.case] == 1]
+    notes = []
+    if rows is not None:
+        names = {folder.name for folder in folders}
+        for fault, missing in (
+            ("Folders that are not in the table (class unknown)", sorted(names - rows.keys())),
+            ("Rows of the table without a folder", sorted(rows.keys() - names)),
+        ):
+            if missing:
+                notes.append(f"{fault}: {', '.join(missing)}.")
+    return cases, problems, notes
+
+
+def find_volumes(folder: Path) -> list[Path]:
+    """Returns the volumes in a folder and below: files, and folders with DICOM files."""
+    places = [folder, *(path for path in sorted(folder.rglob("*")) if path.is_dir() and not path.name.startswith("."))]
+    # broken links and folders of such names too, for reading them to fail and to say so
+    files = [path for path in sorted(folder.rglob("*")) if is_volume_file(path)]
+    return sorted({*files, *(place for place in places if dicom_files(place))})
+
+
+def _matching(volumes: Sequence[Path], pattern: str, folder: Path) -> list[Path]:
+    def name(path: Path) -> str:
+        return path.relative_to(folder).as_posix() if "/" in pattern else path.name
+
+    return [path for path in volumes if fnmatchcase(name(path).lower(), pattern.lower())]
+
+
+def _match_problem(folder: Path, name: str, paths: Sequence[Path], volumes: Sequence[Path]) -> str:
+    def listed(some: Sequence[Path]) -> str:
+        return ", ".join(path.relative_to(folder).as_posix() for path in some) or "no volumes at all"
+
+    if not paths:
+        return f"{folder}: no file for {name}; there is {listed(volumes)}: change its pattern, or add the file"
+    return f"{folder}: several files for {name}: {listed(paths)}; make its pattern narrower, or remove one"
+
+
+def _case_name(folder_name: str) -> str:
+    """Returns a name that is safe in file names on every system."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", folder_name).strip("_.") or "case"

@@ -1,0 +1,1 @@
+"""Metrics of masks, classes and both, and their intervals."""

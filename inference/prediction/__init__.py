@@ -1,0 +1,1 @@
+"""Masks and class evidence of cases, in bulk or exactly as nnU-Net computes them."""

@@ -1,0 +1,210 @@
+"""Class evidence of windows, mirrors and folds, and its aggregation to one verdict a case."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from scipy.special import entr
+
+from braintum.architectures.heads.classification_head import restricted_to_region, tumour_probability
+
+AggregationMode = Literal["weighted", "mean", "max"]
+AGGREGATION_MODES: tuple[AggregationMode, ...] = ("weighted", "mean", "max")
+
+WEIGHT_FLOOR = 0.01
+
+
+class ClassRecorder:
+    """Stands in for a multi-task network where nnU-Net calls it, and keeps the class logits that it would not see.
+
+    Args:
+        network: called with ``with_classes=True``.
+        sigmoid_segmentation: True where the segmentation heads are regions.
+        region_channels: name → output channels of each part of the tumour that the classifier is to see alone.
+
+    Attributes:
+        class_logits: one tensor (B, classes) a call.
+        tumour_weights: one tensor (B,) a call: the highest tumour probability within the patch.
+        region_class_logits: name → one tensor (B, classes) a call.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        sigmoid_segmentation: bool,
+        region_channels: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        self._network = network
+        self._sigmoid_segmentation = sigmoid_segmentation
+        self._region_channels = region_channels or {}
+        self.class_logits: list[torch.Tensor] = []
+        self.tumour_weights: list[torch.Tensor] = []
+        self.region_class_logits: dict[str, list[torch.Tensor]] = {name: [] for name in self._region_channels}
+
+    def __call__(self, patch: torch.Tensor) -> Any:
+        if self._region_channels:
+            return self._classify_regions(patch)
+        return self._classify(patch)
+
+    def _classify(self, patch: torch.Tensor) -> Any:
+        segmentation, class_logits = self._network(patch, with_classes=True)
+        self._note(segmentation, class_logits)
+        return segmentation
+
+    def _note(self, segmentation: Any, class_logits: torch.Tensor) -> None:
+        full_resolution = segmentation[0] if isinstance(segmentation, (list, tuple)) else segmentation
+        self.class_logits.append(class_logits.float())
+        self.tumour_weights.append(tumour_probability(full_resolution, self._sigmoid_segmentation).flatten(1).amax(1))
+
+    def _classify_regions(self, patch: torch.Tensor) -> Any:
+        """As :meth:`_classify`; the head alone runs once more a region, on what it was given."""
+        head = self._network.classification_head  # type: ignore[attr-defined]
+        given: list[tuple[torch.Tensor, torch.Tensor]] = []
+        handle = head.register_forward_pre_hook(lambda module, inputs: given.append(inputs))
+        try:
+            segmentation = self._classify(patch)
+        finally:
+            handle.remove()
+        features, logits = given[0]
+        for name, channels in self._region_channels.items():
+            region_logits = restricted_to_region(logits, channels, self._sigmoid_segmentation)
+            self.region_class_logits[name].append(head(features, region_logits).float())
+        return segmentation
+
+
+@dataclass(frozen=True)
+class FoldEvidence:
+    """What one set of weights says of a case.
+
+    Attributes:
+        probabilities: (windows, mirrors, classes), float32; softmax of each forward pass.
+        weights: (windows, mirrors), float32; the highest tumour probability that the pass predicts in its window.
+        by_region: name → probabilities, shaped alike, where the classifier sees that part of the tumour only.
+    """
+
+    probabilities: np.ndarray
+    weights: np.ndarray
+    by_region: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @staticmethod
+    def from_records(records: Sequence[ClassRecorder]) -> "FoldEvidence":
+        """Evidence from one recorder a window, each with one call a mirror and a batch of one."""
+        weights = torch.stack([torch.cat(record.tumour_weights) for record in records])
+        return FoldEvidence(
+            _softmax([record.class_logits for record in records]),
+            weights.cpu().numpy(),
+            {
+                name: _softmax([record.region_class_logits[name] for record in records])
+                for name in records[0].region_class_logits
+            },
+        )
+
+
+def _softmax(logits: Sequence[Sequence[torch.Tensor]]) -> np.ndarray:
+    """Class logits of each window and mirror to (windows, mirrors, classes)."""
+    return torch.softmax(torch.stack([torch.cat(list(mirrors)) for mirrors in logits]).float(), -1).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class ClassVerdict:
+    """Class probabilities of a case.
+
+    Attributes:
+        probabilities: (classes,), summing to one.
+        per_fold: (folds, classes).
+        fold_spread: (classes,), standard deviation over folds; NaN with one fold.
+        mirror_spread: (classes,), standard deviation over mirrors, folds averaged; NaN without mirroring.
+        tumour_evidence: weight of the case among those of its patient: the weights of its windows, summed over windows
+            and averaged over mirrors and folds. Cases weighted by it agree as their windows together would.
+        predictive_entropy: of the probabilities, in nats: 0 for one certain class, log(classes) where all are alike.
+        mutual_information: the part of it that is disagreement between folds and mirrors, in nats: the entropy of their
+            mean less the mean of their entropies (Houlsby et al. 2011); NaN with a single fold and no mirroring.
+        by_region: name → (classes,), where the classifier sees that part of the tumour only.
+    """
+
+    probabilities: np.ndarray
+    per_fold: np.ndarray
+    fold_spread: np.ndarray
+    mirror_spread: np.ndarray
+    tumour_evidence: float
+    predictive_entropy: float
+    mutual_information: float
+    by_region: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def aggregate(folds: Sequence[FoldEvidence], mode: AggregationMode = "weighted") -> ClassVerdict:
+    """One verdict from all windows, mirrors and folds of a case.
+
+    Args:
+        folds: at least one.
+        mode: ``weighted``: mean of the probabilities, weighted with the predicted tumour probability (floor 0.01, so a
+            case without a tumour gets the plain mean); ``mean``: plain mean; ``max``: over windows the highest
+            probability of each class, renormalised, then the mean over mirrors and folds.
+
+    Raises:
+        ValueError: no fold, or an unknown mode.
+    """
+    if not folds:
+        raise ValueError("no evidence to aggregate: no fold was predicted")
+    per_mirror = np.stack([_per_mirror(fold, mode) for fold in folds])  # (folds, mirrors, classes)
+    mirror_weight = np.stack([_pass_weights(fold, mode).sum(0) for fold in folds])  # (folds, mirrors)
+    per_fold = (per_mirror * mirror_weight[..., None]).sum(1) / mirror_weight.sum(1)[:, None]  # (folds, classes)
+    fold_weight = mirror_weight.sum(1)
+    probabilities = (per_fold * fold_weight[:, None]).sum(0) / fold_weight.sum()
+    missing = np.full(probabilities.shape, np.nan)
+    return ClassVerdict(
+        probabilities=probabilities / probabilities.sum(),
+        per_fold=per_fold,
+        fold_spread=per_fold.std(0, ddof=1) if len(folds) > 1 else missing,
+        mirror_spread=per_mirror.mean(0).std(0, ddof=1) if per_mirror.shape[1] > 1 else missing,
+        tumour_evidence=float(mirror_weight.mean()),
+        predictive_entropy=float(_entropy(probabilities)),
+        mutual_information=_mutual_information(per_mirror, mirror_weight),
+        by_region={
+            name: aggregate(
+                [replace(fold, probabilities=fold.by_region[name], by_region={}) for fold in folds], mode
+            ).probabilities
+            for name in folds[0].by_region
+        },
+    )
+
+
+def _entropy(probabilities: np.ndarray) -> np.ndarray:
+    """Entropy along the last axis, in nats; of values that are proportional to probabilities."""
+    # not scipy.stats.entropy, whose module takes a second to import
+    return entr(probabilities / probabilities.sum(axis=-1, keepdims=True)).sum(axis=-1)
+
+
+def _mutual_information(per_mirror: np.ndarray, weights: np.ndarray) -> float:
+    """Entropy of the weighted mean of all passes less the weighted mean of their entropies; NaN for a single pass.
+
+    Args:
+        per_mirror: (folds, mirrors, classes).
+        weights: (folds, mirrors), with which passes are averaged.
+    """
+    if weights.size == 1:
+        return float("nan")
+    mean = (per_mirror * weights[..., None]).sum((0, 1)) / weights.sum()
+    expected = (_entropy(per_mirror) * weights).sum() / weights.sum()
+    return max(0.0, float(_entropy(mean) - expected))  # equal passes: rounding may leave -1e-17
+
+
+def _pass_weights(fold: FoldEvidence, mode: AggregationMode) -> np.ndarray:
+    """Weight of each forward pass, (windows, mirrors), in float64."""
+    if mode == "weighted":
+        return np.maximum(fold.weights.astype(np.float64), WEIGHT_FLOOR)
+    if mode in ("mean", "max"):
+        return np.ones(fold.weights.shape)
+    raise ValueError(f"unknown aggregation {mode!r}; choose one of {', '.join(AGGREGATION_MODES)}")
+
+
+def _per_mirror(fold: FoldEvidence, mode: AggregationMode) -> np.ndarray:
+    """Windows of each mirror aggregated, (mirrors, classes), in float64."""
+    probabilities = fold.probabilities.astype(np.float64)
+    if mode == "max":
+        highest = probabilities.max(0)
+        return highest / highest.sum(-1, keepdims=True)
+    weights = _pass_weights(fold, mode)[..., None]
+    return (probabilities * weights).sum(0) / weights.sum(0)

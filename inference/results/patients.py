@@ -1,0 +1,119 @@
+"""Patients from cases: one class, and the whole tumour volume, of everybody who has several images."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from braintum.conversion.format.cases import ClassSchema, read_cases
+from braintum.conversion.format.patients import patient_of_cases, patient_probabilities
+from braintum.inference.results.results import read_case_results, write_results_table
+
+PATIENTS_FILE = "patients.csv"
+
+
+def read_patients(cases_file: str | os.PathLike[str], cases: Iterable[str]) -> dict[str, str]:
+    """Patient of each case, from the column ``patient`` of a ``cases.csv``.
+
+    Args:
+        cases_file: the file. A case whose patient is empty is its own patient.
+        cases: that need a row in it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is wrong, or has no row for a case.
+    """
+    if not Path(cases_file).is_file():
+        raise FileNotFoundError(f"{cases_file} does not exist; --cases takes the cases.csv that lists the cases")
+    patients = {name: case.patient for name, case in read_cases(cases_file).items()}
+    wanted = sorted(set(cases))
+    if missing := [case for case in wanted if case not in patients]:
+        raise ValueError(
+            f"{cases_file} has no row for {len(missing)} of the {len(wanted)} cases that are to be predicted or in the "
+            f"output folder: {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}; add them, with an empty "
+            "patient where it is unknown"
+        )
+    try:
+        return patient_of_cases(wanted, patients)
+    except ValueError as error:
+        raise ValueError(f"{cases_file}: {error}") from error
+
+
+def patient_results(
+    results: Sequence[Mapping[str, Any]], patients: Mapping[str, str], schema: ClassSchema
+) -> list[dict[str, Any]]:
+    """Results of all patients; their cases are weighted with the tumour that is predicted in them.
+
+    Args:
+        results: one a case, as of :func:`braintum.inference.results.results.case_result`.
+        patients: case → patient; a case without one is its own patient.
+        schema: class names.
+
+    Returns:
+        One a patient: ``patient``, ``predicted_class``, ``confidence``, ``probabilities`` (mean of the cases weighted
+        with their ``tumour_evidence``), ``num_cases``, ``tumour_volume`` (sum over the cases) and ``volume_unit``; the
+        last two are None and empty where the cases are measured in different units.
+
+    Raises:
+        ValueError: a result without ``tumour_evidence``.
+    """
+    if old := sorted(result["case"] for result in results if "tumour_evidence" not in result):
+        raise ValueError(
+            f"an earlier version predicted {len(old)} of the cases, such as {old[0]}, and did not write their "
+            "tumour_evidence, which weights the cases of a patient; predict them again"
+        )
+    names = schema.class_names
+    probabilities = patient_probabilities(
+        {result["case"]: [result["probabilities"][name] for name in names] for result in results},
+        patients,
+        {result["case"]: result["tumour_evidence"] for result in results},
+    )
+    own_results = defaultdict(list)
+    patient_of_case = patient_of_cases((result["case"] for result in results), patients)
+    for result in results:
+        own_results[patient_of_case[result["case"]]].append(result)
+    merged = []
+    for patient, values in probabilities.items():
+        own = own_results[patient]
+        units = {result["volume_unit"] for result in own}
+        winner = int(values.argmax())
+        merged.append(
+            {
+                "patient": patient,
+                "predicted_class": names[winner],
+                "confidence": float(values[winner]),
+                "probabilities": dict(zip(names, values.tolist(), strict=True)),
+                "num_cases": len(own),
+                "tumour_volume": sum(result["tumour_volume"] for result in own) if len(units) == 1 else None,
+                "volume_unit": units.pop() if len(units) == 1 else "",
+            }
+        )
+    return merged
+
+
+def write_patients_csv(file: Path, results: Iterable[Mapping[str, Any]], schema: ClassSchema, **columns: Any) -> None:
+    """One row a patient: ``patient, predicted_class, confidence, probability_<class> …, num_cases, tumour_volume,
+    volume_unit``.
+
+    Args:
+        file: replaced as a whole.
+        results: as of :func:`patient_results`.
+        schema: class names.
+        **columns: additional columns behind ``patient``: name = mapping from patient to value.
+    """
+    write_results_table(file, "patient", results, schema, columns, counts=("num_cases",))
+
+
+def merge_patients(classes_folder: Path, file: Path, schema: ClassSchema, patients: Mapping[str, str]) -> int:
+    """Gather all ``<case>.json`` of a folder in one table of patients; parallel and continued runs so compose.
+
+    Returns:
+        The number of patients.
+
+    Raises:
+        ValueError: see :func:`braintum.inference.results.results.read_case_results` and :func:`patient_results`.
+    """
+    results = patient_results(read_case_results(classes_folder, schema), patients, schema)
+    write_patients_csv(file, results, schema)
+    return len(results)

@@ -1,0 +1,399 @@
+"""The converter of a hospital's folders: formats, patterns, table, geometry, DICOM, and real volumes."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from phantom_data import digest
+from volume_data import (
+    DIRECTION,
+    ORIGIN,
+    SPACING,
+    mask_array,
+    verify,
+    volume_array,
+    write_dicom_series,
+    write_volume_file,
+)
+
+from braintum.conversion.building.raw_dataset import ConversionRequest, SourceError
+from braintum.conversion.cli import main
+from braintum.conversion.files.volumes import VolumeError, compact, read_volume
+from braintum.conversion.format.cases import read_cases
+from braintum.conversion.sources.folder import convert
+
+NAME = "Dataset613_Hospital"
+CHANNELS = ["T1ce=*t1c*", "FLAIR=*flair*"]
+OPTIONS = {"channel": CHANNELS, "mask": "*seg*", "table": Path("cases.csv")}
+
+
+@pytest.fixture
+def raw(tmp_path):
+    return tmp_path / "raw"
+
+
+@pytest.fixture
+def source(tmp_path):
+    """One patient of NIfTI, one of NRRD, one of DICOM series, and one without a mask."""
+    folder = tmp_path / "source"
+    for number, (patient, ending) in enumerate((("P 1", ".nii.gz"), ("P2", ".nrrd"), ("P4", ".mha"))):
+        write_volume_file(folder / patient / f"ax_T1C{ending}", volume_array(10 * number))
+        write_volume_file(folder / patient / "sub" / f"FLAIR{ending}", volume_array(10 * number + 1))
+        if patient != "P4":
+            write_volume_file(folder / patient / f"T1C_SEG{ending}", mask_array())
+    write_dicom_series(folder / "P3" / "T1C_tra", volume_array(20), "1")
+    write_dicom_series(folder / "P3" / "FLAIR", volume_array(21), "2")
+    write_volume_file(folder / "P3" / "seg.nii.gz", mask_array())
+    (folder / "cases.csv").write_text("patient,class\nP 1,Glioma\nP2,MET\nP3,glioma\nP4,Meningioma\n", encoding="utf-8")
+    return folder
+
+
+def request(source, raw, **options):
+    return ConversionRequest(source, raw, 613, "Hospital", n_processes=1, **options)
+
+
+def dataset_json(raw):
+    return json.loads((raw / NAME / "dataset.json").read_text(encoding="utf-8"))
+
+
+def read(raw, path):
+    return sitk.ReadImage(str(raw / NAME / path))
+
+
+def test_every_format_keeps_values_and_geometry(source, raw):
+    result = convert(request(source, raw), **OPTIONS)
+    assert (result.n_cases, result.configuration) == (4, "3d_fullres")
+    for number, name in enumerate(("P_1", "P2", "P3", "P4")):
+        seed = {0: 0, 1: 10, 2: 20, 3: 20}[number]
+        for channel in range(2):
+            image = read(raw, f"imagesTr/{name}_{channel:04d}.nii.gz")
+            np.testing.assert_array_equal(sitk.GetArrayFromImage(image), volume_array(seed + channel))
+            assert image.GetPixelID() == sitk.sitkInt16
+        for written in (image, read(raw, f"labelsTr/{name}.nii.gz")):
+            np.testing.assert_allclose(written.GetSpacing(), SPACING, rtol=1e-5)
+            np.testing.assert_allclose(written.GetOrigin(), ORIGIN, atol=1e-4)
+            np.testing.assert_allclose(written.GetDirection(), DIRECTION, atol=1e-5)
+    assert dataset_json(raw)["channel_names"] == {"0": "T1ce", "1": "FLAIR"}
+
+
+def test_classes_are_unified_and_masks_binary_and_missing_ones_ignored(source, raw):
+    result = convert(request(source, raw), **OPTIONS)
+    content = dataset_json(raw)
+    assert content["labels"] == {"background": 0, "tumour": 1, "ignore": 2}
+    assert content["classification"] == {"class_names": ["glioma", "meningioma", "metastasis"]}
+    cases = read_cases(raw / NAME / "cases.csv", content["classification"]["class_names"])
+    assert [(name, case.tumour_class, case.patient, case.source) for name, case in cases.items()] == [
+        ("P_1", "glioma", "P 1", "P 1"),
+        ("P2", "metastasis", "P2", "P2"),
+        ("P3", "glioma", "P3", "P3"),
+        ("P4", "meningioma", "P4", "P4"),
+    ]
+    values = {name: np.unique(sitk.GetArrayFromImage(read(raw, f"labelsTr/{name}.nii.gz"))) for name in cases}
+    assert [values[name].tolist() for name in cases] == [[0, 1], [0, 1], [0, 1], [2]]
+    assert "no mask: learns the class only: 1 volume(s): P4" in result.table
+
+
+def test_healthy_patient_without_a_mask_has_an_empty_one(source, raw):
+    (source / "cases.csv").write_text("patient,class\nP 1,glioma\nP2,glioma\nP3,glioma\nP4,normal\n")
+    convert(request(source, raw), **OPTIONS)
+    assert dataset_json(raw)["labels"] == {"background": 0, "tumour": 1}
+    assert dataset_json(raw)["classification"]["negative_class"] == "no_tumor"
+    assert not sitk.GetArrayFromImage(read(raw, "labelsTr/P4.nii.gz")).any()
+
+
+def test_named_labels(source, raw):
+    convert(request(source, raw), **OPTIONS, labels=["core=1", "enhancing=4", "oedema=2"])
+    content = dataset_json(raw)
+    assert content["labels"] == {"background": 0, "core": 1, "enhancing": 2, "oedema": 3, "ignore": 4}
+    assert content["source_labels"] == {"1": 1, "2": 4, "3": 2}
+    written = sitk.GetArrayFromImage(read(raw, "labelsTr/P2.nii.gz"))
+    expected = mask_array()
+    np.testing.assert_array_equal(written == 2, expected == 4)
+    np.testing.assert_array_equal(written == 3, expected == 2)
+
+
+def test_value_without_a_name_is_refused(source, raw):
+    with pytest.raises(SourceError, match="seg.nii.gz: holds 4, but --labels names 1, 2 only"):
+        convert(request(source, raw), **OPTIONS, labels=["core=1", "oedema=2"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"channel": []}, "name at least one"),
+        ({"channel": ["T1"]}, "NAME=PATTERN|NAME=VALUE"),
+        ({"channel": ["T1=*a*", "T1=*b*"]}, "is there twice"),
+        ({"labels": ["core=0"]}, "whole numbers above 0"),
+        ({"labels": ["core=1", "oedema=1"]}, "a value has two names"),
+        ({"labels": ["ignore=1"]}, "correct it"),
+        ({"mask": None, "labels": ["core=1"]}, "needs --mask"),
+        ({"representative_slices": 0}, "at least 1"),
+    ],
+)
+def test_impossible_options_are_refused(source, raw, options, words):
+    with pytest.raises(ValueError, match=words):
+        convert(request(source, raw), **{**OPTIONS, **options})
+
+
+def test_table_of_a_spreadsheet_with_other_columns(source, raw):
+    text = "\ufeffNummer;Ordner;Diagnose\nA;P 1;Gliom\nA;P2;Gliom\nB;P3;\nC;P4;Lymphom\nD;P9;Gliom\n;;\n"
+    (source / "cases.csv").write_text(text, encoding="utf-8")
+    columns = {"patient_column": "Nummer", "class_column": "Diagnose", "case_column": "Ordner"}
+    result = convert(request(source, raw), **OPTIONS, **columns)
+    cases = read_cases(raw / NAME / "cases.csv")
+    assert [(case.patient, case.tumour_class) for case in cases.values()] == [
+        ("A", "gliom"), ("A", "gliom"), ("B", ""), ("C", "lymphom"),
+    ]  # fmt: skip
+    assert "Rows of the table without a folder: P9." in result.table
+    # both folders of patient A are on one side
+    for split in json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8")):
+        assert ("P_1" in split["val"]) == ("P2" in split["val"])
+
+
+def test_folder_that_is_not_in_the_table_has_an_unknown_class(source, raw):
+    (source / "cases.csv").write_text("patient,class\nP 1,glioma\nP2,met\nP4,met\n")
+    result = convert(request(source, raw), **OPTIONS)
+    assert "Folders that are not in the table (class unknown): P3." in result.table
+    assert read_cases(raw / NAME / "cases.csv")["P3"].tumour_class == ""
+
+
+def test_without_a_table_there_are_no_classes(source, raw):
+    shutil.rmtree(source / "P4")
+    result = convert(request(source, raw), channel=CHANNELS, mask="*seg*")
+    assert "classification" not in dataset_json(raw)
+    assert "No classes: no diagnosis is known" in result.table
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("patient,diagnosis\nP2,met\n", "has no column class, but patient, diagnosis; name them with"),
+        ("patient,class\nP2,met\nP2,glioma\n", "line 3: P2 is there twice"),
+        ("patient,class\n,met\n", "line 2: no patient; fill it in"),
+        ("patient,class\nP2,?!\n", "line 2: class name '?!' holds no letter"),
+        ("", "has no column class, patient, but none"),
+    ],
+)
+def test_faulty_table_is_refused(source, raw, text, words):
+    (source / "cases.csv").write_text(text)
+    with pytest.raises(SourceError) as caught:
+        convert(request(source, raw), **OPTIONS)
+    assert words in str(caught.value)
+    assert str(source / "cases.csv") in str(caught.value)
+
+
+def test_table_that_is_not_utf8_or_not_there(source, raw):
+    (source / "cases.csv").write_bytes("patient,class\nP2,Hirn\xe4\n".encode("latin-1"))
+    with pytest.raises(SourceError, match="cases.csv: not readable as a table .*'utf-8' codec"):
+        convert(request(source, raw), **OPTIONS)
+    (source / "cases.csv").unlink()
+    with pytest.raises(FileNotFoundError, match="no such table"):
+        convert(request(source, raw), **OPTIONS)
+
+
+def test_pattern_faults_are_listed_together(source, raw):
+    (source / "P2" / "sub" / "FLAIR.nrrd").unlink()
+    write_volume_file(source / "P 1" / "t1c_old.nii.gz", volume_array(5))
+    write_volume_file(source / "P 1" / "seg_old.nii.gz", mask_array())
+    with pytest.raises(SourceError) as caught:
+        convert(request(source, raw), **OPTIONS)
+    message = str(caught.value)
+    assert message.startswith("3 problem(s)")
+    assert f"{source / 'P2'}: no file for FLAIR; there is T1C_SEG.nrrd, ax_T1C.nrrd: change its pattern" in message
+    assert "several files for T1ce: ax_T1C.nii.gz, t1c_old.nii.gz; make its pattern narrower" in message
+    assert "several files for mask: T1C_SEG.nii.gz, seg_old.nii.gz" in message
+
+
+def test_pattern_with_a_slash_matches_the_path(source, raw):
+    write_volume_file(source / "P2" / "other" / "FLAIR.nrrd", volume_array(5))
+    channels = ["T1ce=*t1c*", "FLAIR=*flair*"]
+    with pytest.raises(SourceError, match="several files for FLAIR: other/FLAIR.nrrd, sub/FLAIR.nrrd"):
+        convert(request(source, raw), **{**OPTIONS, "channel": channels})
+    shutil.move(source / "P3" / "FLAIR", source / "P3" / "sub" / "FLAIR")
+    convert(request(source, raw), **{**OPTIONS, "channel": ["T1ce=*t1c*", "FLAIR=sub/*"]})
+
+
+def test_neither_mask_nor_class_is_refused(source, raw):
+    (source / "cases.csv").write_text("patient,class\nP 1,glioma\nP2,met\n")
+    with pytest.raises(SourceError, match="P4: neither mask nor class"):
+        convert(request(source, raw), **OPTIONS)
+
+
+def test_geometry_mismatch_is_refused(source, raw):
+    path = write_volume_file(source / "P2" / "T1C_SEG.nrrd", mask_array(), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1))
+    with pytest.raises(SourceError) as caught:
+        convert(request(source, raw), **OPTIONS)
+    assert f"{path}: not on the grid of {source / 'P2' / 'ax_T1C.nrrd'}: direction" in str(caught.value)
+    assert "instead of" in str(caught.value)
+    assert "Resample" in str(caught.value)
+
+
+def test_two_folders_of_one_case_name_are_refused(source, raw):
+    shutil.copytree(source / "P 1", source / "P+1")
+    with pytest.raises(SourceError, match="case would be named P_1, as that of another folder; rename it"):
+        convert(request(source, raw), **OPTIONS)
+
+
+def test_representative_slices(source, raw):
+    result = convert(request(source, raw), **OPTIONS, representative_slices=4)
+    assert (result.n_cases, result.configuration) == (16, "2d")
+    cases = read_cases(raw / NAME / "cases.csv")
+    # tumour in 3 and 4; the nearest others are 2 and 5. Without a mask: evenly over 1 to 6, since 0 and 7 are empty
+    assert [name for name in cases if name.startswith("P2")] == ["P2_002", "P2_003", "P2_004", "P2_005"]
+    assert [name for name in cases if name.startswith("P4")] == ["P4_001", "P4_003", "P4_004", "P4_006"]
+    assert {(case.plane, case.spacing) for case in cases.values()} == {("axial", "0.9 1.1")}
+    # turned to the usual orientation: the files are stored with x to the right and y to the front
+    image = read(raw, "imagesTr/P3_003_0001.nii.gz")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), volume_array(21)[3, ::-1, ::-1])
+    assert np.unique(sitk.GetArrayFromImage(read(raw, "labelsTr/P4_003.nii.gz"))).tolist() == [2]
+
+
+def test_other_plane(source, raw):
+    convert(request(source, raw), **OPTIONS, representative_slices=2, plane="sagittal")
+    assert {(case.plane, case.spacing) for case in read_cases(raw / NAME / "cases.csv").values()} == {
+        ("sagittal", "1.1 2.5")
+    }
+
+
+def _missing_slice(folder):
+    offsets = [number * SPACING[2] for number in range(9) if number != 5]
+    shutil.rmtree(folder)
+    write_dicom_series(folder, volume_array(20), "1", offsets)
+
+
+def _same_position(folder):
+    write_dicom_series(folder, volume_array(22)[:3], "1", prefix="echo2_")
+
+
+def _other_size(folder):
+    write_dicom_series(folder, volume_array(22)[:1, :8], "1", [8 * SPACING[2]], prefix="z")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_missing_slice, "distances between slices are not the same (2.5 to 5 mm, mostly 2.5 mm)"),
+        (lambda f: write_dicom_series(f, volume_array(22), "7", prefix="z"), "holds 2 DICOM series mixed"),
+        (_same_position, "several slices at one position"),
+        (_other_size, "slices of different sizes (12×8, 12×10)"),
+        (lambda f: (f / "broken.dcm").write_bytes(b"\0" * 128 + b"DICM"), "1 of 9 DICOM files do not belong"),
+    ],
+)
+def test_faulty_dicom_series_is_refused(source, raw, damage, words):
+    folder = source / "P3" / "T1C_tra"
+    damage(folder)
+    with pytest.raises(SourceError) as caught:
+        convert(request(source, raw), **OPTIONS)
+    assert f"{folder}: " in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_rounded_dicom_positions_are_even(tmp_path):
+    offsets = [round(number * SPACING[2] + 0.01 * (-1) ** number, 2) for number in range(8)]
+    image = read_volume(write_dicom_series(tmp_path / "series", volume_array(1), "1", offsets))
+    assert image.GetSize() == (12, 10, 8)
+
+
+def test_dicom_beside_other_files_and_without_an_ending(source, raw):
+    folder = source / "P3" / "T1C_tra"
+    for number, path in enumerate(sorted(folder.iterdir())):
+        path.rename(folder / f"IM{number:03d}")
+    (folder / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    (folder / "notes.txt").write_text("read me")
+    (folder / "._IM000").write_bytes(b"macOS")
+    convert(request(source, raw), **OPTIONS)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read(raw, "imagesTr/P3_0000.nii.gz")), volume_array(20))
+
+
+@pytest.mark.parametrize("series", [False, True])
+def test_path_that_is_not_utf8_is_refused(tmp_path, series):
+    path = tmp_path / "\udce4"
+    if series:
+        write_dicom_series(tmp_path / "series", volume_array(1)).rename(path)
+    else:
+        path = path.with_suffix(".nii.gz")
+        write_volume_file(tmp_path / "volume.nii.gz", volume_array(1))
+        (tmp_path / "volume.nii.gz").rename(path)
+    with pytest.raises(VolumeError, match="is not valid UTF-8; rename it"):
+        read_volume(path)
+
+
+def test_volume_of_several_components_or_dimensions_is_refused(tmp_path):
+    colour = sitk.GetImageFromArray(np.zeros((4, 5, 6, 3), np.uint8), isVector=True)
+    sitk.WriteImage(colour, str(tmp_path / "colour.nrrd"))
+    with pytest.raises(VolumeError, match="3 values a voxel"):
+        read_volume(tmp_path / "colour.nrrd")
+    time_points = sitk.JoinSeries([sitk.Image((4, 5, 6), sitk.sitkInt16)] * 2)
+    sitk.WriteImage(time_points, str(tmp_path / "four.nii.gz"))
+    with pytest.raises(VolumeError, match="has 4 dimensions"):
+        read_volume(tmp_path / "four.nii.gz")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused(tmp_path, value):
+    path = write_volume_file(tmp_path / "t1.nrrd", np.full((8, 10, 12), value, np.float32))
+    with pytest.raises(VolumeError, match="t1.nrrd: holds NaN or infinity"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        (np.array([0, 255], np.uint8), np.uint8),
+        (np.array([0, 32767], np.uint16), np.int16),
+        (np.array([0, 32768], np.uint16), np.float32),
+        (np.array([-5.0, 7.0]), np.int16),
+        (np.array([0.5, 7.0]), np.float32),
+    ],
+)
+def test_compact_keeps_the_values(values, dtype):
+    assert compact(values).dtype == dtype
+    np.testing.assert_array_equal(compact(values), values)
+
+
+@pytest.mark.parametrize("slices", [None, 3])
+def test_output_is_the_same_byte_for_byte_and_a_dry_run_writes_nothing(source, raw, tmp_path, slices):
+    options = {**OPTIONS, "representative_slices": slices}
+    dry = convert(request(source, raw, dry_run=True), **options)
+    assert not raw.exists()
+    assert dry.table == convert(request(source, raw), **options).table
+    convert(request(source, tmp_path / "other"), **options)
+    assert digest(raw) == digest(tmp_path / "other")
+
+
+def test_no_folders(tmp_path, raw):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no folders in it"):
+        convert(request(tmp_path / "empty", raw), channel=CHANNELS)
+
+
+def test_command(source, raw, monkeypatch, capsys):
+    monkeypatch.setenv("nnUNet_raw", str(raw))
+    options = ["--channel", CHANNELS[0], "--channel", CHANNELS[1], "--mask", "*seg*", "--table", "cases.csv"]
+    labels = ["--labels", "core=1", "oedema=2", "enhancing=4", "--representative-slices", "2"]
+    assert main(["folder", str(source), "-d", "613", "--name", "Hospital", "-np", "1", *options, *labels]) == 0
+    assert "8 cases written" in capsys.readouterr().out
+    assert dataset_json(raw)["channel_names"] == {"0": "T1ce", "1": "FLAIR"}
+
+
+@pytest.mark.skipif("BRAINTUM_TEST_DATA" not in os.environ, reason="needs real data")
+@pytest.mark.parametrize("slices", [None, 20])
+def test_real_data(raw, tmp_path, slices):
+    hospital = tmp_path / "hospital"
+    shutil.copytree(Path(os.environ["BRAINTUM_TEST_DATA"]) / "brats2021", hospital)
+    (hospital / "cases.csv").write_text("Patient;Diagnosis\nBraTS2021_01477;Metastasis\nBraTS2021_01478;Glioma\n")
+    result = convert(
+        request(hospital, raw),
+        channel=["T1ce=*_t1ce.*", "FLAIR=*flair*"],
+        mask="*seg*",
+        table=Path("cases.csv"),
+        patient_column="Patient",
+        class_column="Diagnosis",
+        representative_slices=slices,
+    )
+    assert result.n_cases == (2 if slices is None else 40)
+    verify(raw / NAME)

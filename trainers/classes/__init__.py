@@ -1,0 +1,1 @@
+"""Class labels in training, and what is reported of them."""

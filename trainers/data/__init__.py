@@ -1,0 +1,1 @@
+"""Batches: seeded, of chosen slices, on the device."""

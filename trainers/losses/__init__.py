@@ -1,0 +1,1 @@
+"""Losses of the masks, and the balance of the two tasks."""

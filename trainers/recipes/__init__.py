@@ -1,0 +1,1 @@
+"""How a network is trained: optimiser, loss, schedule, and the settings of a user."""

@@ -1,0 +1,209 @@
+"""Training recipes as data: nnU-Net's own with our head, and those of the papers.
+
+Batch size, patch size and normalisation are the plan's, iterations an epoch (250) and clipping of the gradient's norm
+(at 12) nnU-Net's. Where a paper leaves something open, the docstring of its recipe says what was settled.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from torch import nn
+
+from braintum.trainers.augmentation.augmentation import Augmentation
+from braintum.trainers.losses.losses import (
+    bce_dice_loss,
+    bce_loss,
+    dice_cross_entropy_loss,
+    weighted_cross_entropy_tversky_loss,
+)
+from braintum.trainers.recipes.schedule import CosineDecay, Decay, ExponentialDecay, PlateauDecay, PolynomialDecay
+
+
+@dataclass(frozen=True)
+class SegmentationLoss:
+    """Loss of the masks.
+
+    Attributes:
+        build: makes it from label manager, ``batch_dice`` and whether several processes train.
+        lowest: value of a perfect prediction.
+        deep_supervision: weights of the outputs, highest resolution first, all upsampled to full resolution; empty to
+            train the full resolution alone.
+    """
+
+    build: Callable[[LabelManager, bool, bool], nn.Module]
+    lowest: float = 0.0
+    deep_supervision: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Optimiser settings of some of the parameters.
+
+    Attributes:
+        lr: initial rate.
+        weight_decay: as the optimiser takes it.
+        warmup: share of all epochs over which the rate rises linearly.
+    """
+
+    lr: float
+    weight_decay: float = 0.0
+    warmup: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    Attributes:
+        optimizer: its class.
+        body: settings of all parameters but the classification head's.
+        head: settings of the classification head; None for those of the body.
+        optimizer_arguments: further arguments of the optimiser.
+        decay: of the learning rates.
+        segmentation_loss: None for nnU-Net's, with its deep supervision.
+        segmentation_weight: of the segmentation loss in the sum of both.
+        class_weight: of the cross-entropy in it.
+        class_label_smoothing: of the cross-entropy.
+        num_epochs: of the whole training.
+        early_stopping: epochs without a lower validation loss after which training ends; None for never.
+        augmentation: None for nnU-Net's.
+    """
+
+    optimizer: Callable[..., torch.optim.Optimizer]
+    body: ParameterGroup
+    head: ParameterGroup | None = None
+    optimizer_arguments: Mapping[str, Any] = field(default_factory=dict)
+    decay: Decay = PolynomialDecay()
+    segmentation_loss: SegmentationLoss | None = None
+    segmentation_weight: float = 1.0
+    class_weight: float = 1.0
+    class_label_smoothing: float = 0.0
+    num_epochs: int = 1000
+    early_stopping: int | None = None
+    augmentation: Augmentation | None = None
+
+    @property
+    def deep_supervision(self) -> bool:
+        """Whether the network returns its auxiliary outputs in training."""
+        return self.segmentation_loss is None or bool(self.segmentation_loss.deep_supervision)
+
+    @property
+    def lowest_segmentation_loss(self) -> float:
+        """Segmentation loss of a perfect prediction."""
+        return NNUNET_LOWEST_LOSS if self.segmentation_loss is None else self.segmentation_loss.lowest
+
+
+NNUNET_LOWEST_LOSS = -1.0
+"""nnU-Net adds cross-entropy and minus Dice."""
+
+# one pass over the parameters: otherwise the optimiser costs more than a classification head
+_FUSED = {"fused": True}
+
+MULTI_TASK = Recipe(
+    optimizer=torch.optim.AdamW,
+    body=ParameterGroup(lr=1e-3, weight_decay=1e-2),
+    head=ParameterGroup(lr=1e-3, weight_decay=1e-2, warmup=0.02),
+    optimizer_arguments=_FUSED,
+    class_label_smoothing=0.1,
+)
+"""nnU-Net's recipe with a classification head.
+
+Not nnU-Net's SGD: the class loss has other gradients than Dice, and on a small set SGD with momentum 0.99 takes
+thousands of iterations to find a small tumour.
+"""
+
+BRAINTUMNET = Recipe(
+    optimizer=torch.optim.Adam,
+    body=ParameterGroup(lr=1e-4),
+    optimizer_arguments=_FUSED,
+    decay=CosineDecay(),
+    segmentation_loss=SegmentationLoss(dice_cross_entropy_loss),
+    class_weight=0.7,
+    num_epochs=250,
+    augmentation=Augmentation(rotation_degrees=30, flips=True),
+)
+"""Paper 000, section 2.1.4. It mentions no deep supervision: there is none."""
+
+JOINT_UNET = Recipe(
+    optimizer=torch.optim.Adam,
+    body=ParameterGroup(lr=1e-4),
+    optimizer_arguments=_FUSED,
+    decay=PlateauDecay(drop=0.5, patience=7),
+    segmentation_loss=SegmentationLoss(bce_dice_loss, lowest=NNUNET_LOWEST_LOSS),
+    num_epochs=100,
+    early_stopping=15,
+    augmentation=Augmentation(
+        rotation_degrees=15,
+        scaling=(0.9, 1.1),
+        isotropic_scaling=False,
+        flips=True,
+        brightness=(0.8, 1.2),
+        contrast=(0.8, 1.2),
+    ),
+)
+"""Paper 001, sections II-B and II-F.
+
+Settled: factors of 0.9 to 1.1 an axis for the "elastic-like mild affine jitter", of 0.8 to 1.2 for brightness and
+contrast; none of the optional weight decay. The optional clip at norm 5 is nnU-Net's at 12.
+"""
+
+RESSE_LKA = Recipe(
+    optimizer=torch.optim.AdamW,
+    body=ParameterGroup(lr=1e-4, weight_decay=0.01, warmup=0.1),
+    optimizer_arguments={"betas": (0.9, 0.999), "eps": 1e-5, **_FUSED},
+    decay=ExponentialDecay(final=0.01),
+    segmentation_loss=SegmentationLoss(weighted_cross_entropy_tversky_loss, deep_supervision=(1.0, 0.4, 0.3, 0.2)),
+    class_weight=0.7,
+    num_epochs=50,
+    augmentation=Augmentation(
+        rotation_degrees=15,
+        scaling=(0.85, 1.15),
+        crop_margin=0.25,
+        noise_sigma=0.1,
+        brightness_sigma=0.3,
+        gamma=(0.7, 1.5),
+    ),
+)
+"""Paper 002, tables 1 and 2: warm-up over 5 of 50 epochs, patches of 128 from 160 (a quarter more).
+
+Settled: the rate ends at 1 % of its peak; validation after each epoch, as in nnU-Net. The paper reflects what lies
+beyond the image, nnU-Net's loader fills it with zeros. It has no classes: the class weight is paper 000's.
+"""
+
+RESIDUAL_UNET = Recipe(
+    optimizer=torch.optim.Adam,
+    body=ParameterGroup(lr=1e-3),
+    optimizer_arguments=_FUSED,
+    decay=PolynomialDecay(exponent=0),
+    segmentation_loss=SegmentationLoss(bce_loss),
+    num_epochs=30,
+    early_stopping=15,
+    augmentation=Augmentation(),
+)
+"""RUNet of paper 003, section 2.7.
+
+Settled: Adam's rate is Keras' default, as the paper gives none; the patience of the early stopping is paper 001's.
+"""
+
+
+def classifier_recipe(recipe: Recipe) -> Recipe:
+    """A recipe for a classifier: the same, but the segmentation, which is background everywhere, does not count."""
+    return replace(
+        recipe,
+        segmentation_loss=SegmentationLoss(bce_loss),
+        segmentation_weight=0.0,
+        class_weight=1.0,
+    )
+
+
+UNET_CLASSIFIER = classifier_recipe(JOINT_UNET)
+"""Standalone classifier of paper 001."""
+
+FT_CNN = replace(classifier_recipe(RESIDUAL_UNET), num_epochs=100, early_stopping=None)
+"""FT-CNN of paper 003, section 2.4: Adam, 100 epochs. Settled: as for RUNet."""
+
+FINE_TUNED_CLASSIFIER = classifier_recipe(BRAINTUMNET)
+"""ResNet, DenseNet and GoogLeNet, which paper 000 compares with; settled: trained as BrainTumNet."""

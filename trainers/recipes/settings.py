@@ -1,0 +1,79 @@
+"""Settings of our trainers that users change without writing a class: environment variables, in nnU-Net's manner."""
+
+import os
+from dataclasses import dataclass
+
+TASK_BALANCING = ("fixed", "uncertainty", "pcgrad")
+AUGMENTATION = ("default", "gpu", "cpu")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What the environment asks for; None where it is silent.
+
+    Attributes:
+        num_epochs: ``braintum_num_epochs``.
+        num_iterations_per_epoch: ``braintum_num_iterations_per_epoch``; validation takes a fifth of it, as in
+            nnU-Net.
+        seed: ``braintum_seed``; makes training reproducible on the CPU, also over a resume.
+        deterministic: ``braintum_deterministic=1``; with a seed, training is reproducible on CUDA too; slower. torch
+            warns of operations that it cannot make so.
+        task_balancing: ``braintum_task_balancing``, how segmentation and classification are balanced: by the recipe's
+            ``fixed`` weights, by learned ``uncertainty``, or by gradient surgery (``pcgrad``), see
+            :mod:`braintum.trainers.losses.task_balancing`.
+        augmentation: ``braintum_augmentation``, where patches are augmented: on the training device (``gpu``) or in
+            nnU-Net's workers (``cpu``); by ``default`` on a CUDA device, for others in workers.
+        permuted_labels: ``braintum_permuted_labels``, seed of a control: classes are permuted among the training
+            patients, and results go to ``nnUNet_results/permuted_labels_SEED``, see
+            :mod:`braintum.evaluation.results.label_permutation`.
+    """
+
+    num_epochs: int | None = None
+    num_iterations_per_epoch: int | None = None
+    seed: int | None = None
+    deterministic: bool = False
+    task_balancing: str = "fixed"
+    augmentation: str = "default"
+    permuted_labels: int | None = None
+
+    @staticmethod
+    def from_environment() -> "TrainingSettings":
+        """Read the environment.
+
+        Raises:
+            ValueError: a variable that is no whole number or too small, or an unknown choice; a deterministic
+                training without a seed.
+        """
+        settings = TrainingSettings(
+            num_epochs=_whole_number("braintum_num_epochs", minimum=1),
+            num_iterations_per_epoch=_whole_number("braintum_num_iterations_per_epoch", minimum=1),
+            seed=_whole_number("braintum_seed", minimum=0),
+            deterministic=_choice("braintum_deterministic", ("0", "1")) == "1",
+            task_balancing=_choice("braintum_task_balancing", TASK_BALANCING),
+            augmentation=_choice("braintum_augmentation", AUGMENTATION),
+            permuted_labels=_whole_number("braintum_permuted_labels", minimum=0),
+        )
+        if settings.deterministic and settings.seed is None:
+            raise ValueError("braintum_deterministic=1 needs a seed; set the environment variable braintum_seed too")
+        return settings
+
+
+def _choice(name: str, options: tuple[str, ...]) -> str:
+    """One of the options, the first where the variable is not set."""
+    text = os.environ.get(name, "").strip() or options[0]
+    if text not in options:
+        raise ValueError(f"the environment variable {name} takes one of {', '.join(options)}, got {text!r}")
+    return text
+
+
+def _whole_number(name: str, minimum: int) -> int | None:
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return None
+    try:
+        value = int(text)
+    except ValueError:
+        value = minimum - 1
+    if value < minimum:
+        raise ValueError(f"the environment variable {name} takes a whole number from {minimum} on, got {text!r}")
+    return value

@@ -1,0 +1,1 @@
+"""Checkpoints and side files that survive a killed process."""
