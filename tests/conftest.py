@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import configparser
+import multiprocessing.dummy
 import os
 import shutil
 import subprocess
@@ -16,6 +17,11 @@ from braintum.commands import registration
 pytest.register_assert_rewrite("network_contract")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure() -> None:
+    """nnU-Net reads this when it is imported; by default, it starts eight processes for everything."""
+    os.environ["nnUNet_def_n_proc"] = "1"
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,16 @@ def registered_with_nnunet() -> None:
     registration.register()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def files_listed_by_threads() -> Iterator[None]:
+    """nnU-Net forks twelve times to list the files of a folder, each time with all that the tests have in memory."""
+    from nnunetv2.utilities import utils
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "Pool", multiprocessing.dummy.Pool)
+        yield
+
+
 @pytest.fixture
 def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NnunetFolders:
     """Empty nnU-Net folders, which its environment variables point to; one worker process everywhere."""
@@ -43,7 +59,6 @@ def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NnunetFol
         folder.mkdir()
         monkeypatch.setenv(folder.name, str(folder))
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
-    monkeypatch.setenv("nnUNet_def_n_proc", "1")
     return folders
 
 
