@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def pytest_configure() -> None:
     """nnU-Net reads this when it is imported; by default, it starts eight processes for everything."""
-    os.environ["nnUNet_def_n_proc"] = "1"
+    os.environ.update(nnUNet_def_n_proc="1")
 
 
 @dataclass(frozen=True)
