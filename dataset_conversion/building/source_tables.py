@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from braintum.conversion.building.raw_dataset import SourceError
+from braintum.conversion.building.inspection import SourceError
 
 
 def read_rows(path: Path) -> tuple[tuple[str, ...], list[tuple[int, dict[str, str]]]]:

@@ -23,17 +23,19 @@ from typing import Any
 import numpy as np
 
 from braintum.conversion.building.image_files import read_array, replace_label
+from braintum.conversion.building.inspection import (
+    Inspection,
+    SourceError,
+    inspect_cases,
+    naming_problems,
+    raise_problems,
+)
 from braintum.conversion.building.raw_dataset import (
     DATASET_FILE,
     STATE_FILE,
     ConversionRequest,
     ConversionResult,
-    Inspection,
     RawDataset,
-    SourceError,
-    inspect_cases,
-    naming_problems,
-    raise_problems,
 )
 from braintum.conversion.building.selection import assign_groups, join_groups, select_fraction, warn_of_leaks
 from braintum.conversion.building.summary import CaseReport, summary_notes, summary_table

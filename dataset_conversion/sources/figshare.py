@@ -27,16 +27,14 @@ import h5py
 import numpy as np
 import SimpleITK as sitk
 
-from braintum.conversion.building.raw_dataset import (
-    ConversionRequest,
-    ConversionResult,
+from braintum.conversion.building.inspection import (
     Inspection,
-    RawDataset,
     SourceError,
     inspect_cases,
     naming_problems,
     raise_problems,
 )
+from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.selection import select_fraction
 from braintum.conversion.building.summary import CaseReport, summary_table
 from braintum.conversion.files.atomic import atomic_path

@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset, SourceError
+from braintum.conversion.building.inspection import SourceError
+from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.slices import PLANES, SliceChoice
 from braintum.conversion.building.source_tables import read_rows
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label

@@ -22,8 +22,8 @@ from volume_data import volume_array, write_volume_file
 
 from braintum.conversion.audit.audit_input import input_from_dataset
 from braintum.conversion.building import via
+from braintum.conversion.building.inspection import SourceError
 from braintum.conversion.building.natural_images import GreyImage, unique_case_names
-from braintum.conversion.building.raw_dataset import SourceError
 from braintum.conversion.building.source_tables import read_rows
 from braintum.conversion.files.file_checks import DamagedFileError, check_file
 from braintum.conversion.files.json_files import read_dataset_json
