@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "conversion_in_progress.json"
 DATASET_FILE = "dataset.json"
 LEFT_OUT_FILE = "left_out.json"
-_FOLDER_ENDINGS = {"train": "Tr", "test": "Ts"}
+FOLDER_ENDINGS = {"train": "Tr", "test": "Ts"}
+"""`Case.split` -> of `imagesTr`, `labelsTs` and so on."""
 
 Item = TypeVar("Item")
 
@@ -223,7 +224,7 @@ class RawDataset:
         self.build_folder.mkdir(parents=True, exist_ok=True)
         remove_partial_files(self.build_folder)
         write_json_atomic(self.build_folder / STATE_FILE, self._state)
-        for split, ending in _FOLDER_ENDINGS.items():
+        for split, ending in FOLDER_ENDINGS.items():
             expected = {self._name(case) for case in cases if case.split == split}
             for kind in ("images", "labels"):
                 folder = self.build_folder / (kind + ending)
@@ -241,12 +242,12 @@ class RawDataset:
 
     def image_path(self, case: Case, channel: int = 0) -> Path:
         """Returns where one channel of a case is written: imagesTr, or imagesTs for the source's test part."""
-        folder = "images" + _FOLDER_ENDINGS[case.split]
+        folder = "images" + FOLDER_ENDINGS[case.split]
         return self.build_folder / folder / f"{self._name(case)}_{channel:04d}{self.file_ending}"
 
     def label_path(self, case: Case) -> Path:
         """Returns where the label map of a case is written: labelsTr, or labelsTs for the source's test part."""
-        return self.build_folder / ("labels" + _FOLDER_ENDINGS[case.split]) / f"{self._name(case)}{self.file_ending}"
+        return self.build_folder / ("labels" + FOLDER_ENDINGS[case.split]) / f"{self._name(case)}{self.file_ending}"
 
     def _provenance(self) -> dict[str, Any]:
         """What the data set depends on, and nothing else: the same source and options give the same bytes."""
