@@ -30,7 +30,7 @@ demo() {
 }
 
 augmentation() {
-    python -m pytest -q "$here/../tests/trainers/test_device_augmentation.py"
+    python -m pytest -q "$here/../tests/trainers/augmentation" "$here/../tests/trainers/test_device_batches.py"
     python "$here/networks/augmentation_speed.py" -device "$device"
 }
 

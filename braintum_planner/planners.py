@@ -8,7 +8,6 @@ normalised as the fingerprint asks; the preprocessed data has identifiers of its
 in the plans with its reason (``braintum_decisions``).
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.preprocessing.normalization import default_normalization_schemes
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
@@ -28,7 +26,9 @@ from braintum.conversion.format.cases import CASES_FILE, ClassSchema, classifica
 from braintum.planner.fingerprint_extractors import FINGERPRINT_ENTRY
 from braintum.planner.planning.atomic_planner import AtomicResEncUNetPlanner
 from braintum.planner.planning.decisions import DECISIONS_ENTRY, batch_size, describe_patch, describe_topology, times
+from braintum.planner.planning.earlier_files import check_plans_are_of, check_splits_unchanged
 from braintum.planner.planning.memory import planned_network
+from braintum.planner.planning.normalization_schemes import channel_scheme, keeps_background_at_zero
 from braintum.planner.planning.presets import (
     BRAINTUMNET,
     JOINT_UNET,
@@ -39,8 +39,7 @@ from braintum.planner.planning.presets import (
     RESSE_LKA,
     PlannerPreset,
 )
-from braintum.planner.planning.unchanged_splits import check_splits_unchanged
-from braintum.planner.preprocessing import normalization
+from braintum.planner.planning.target_spacing import complete_target_spacing
 from braintum.planner.preprocessing.neighbouring_slices import check_neighbours
 from braintum.planner.preprocessing.preprocessors import BrainTumPreprocessor
 
@@ -110,7 +109,11 @@ class BrainTumPlanner(AtomicResEncUNetPlanner):
         )
         self.preprocessed_dataset_folder = Path(nnUNet_preprocessed) / self.dataset_name
         self.class_schema = ClassSchema.from_dataset_json(self.dataset_json)
-        self.overwrite_target_spacing = self._complete_target_spacing(self.overwrite_target_spacing)
+        self.overwrite_target_spacing = complete_target_spacing(
+            self.overwrite_target_spacing,
+            self.dataset_name,
+            self.dataset_fingerprint["spacings"] if self.is_2d_dataset else None,
+        )
         self.UNet_class = preset.network_class
         self.UNet_base_num_features = preset.base_num_features
         self.UNet_max_features_2d = preset.max_features_2d
@@ -144,30 +147,6 @@ class BrainTumPlanner(AtomicResEncUNetPlanner):
         entry = self.dataset_fingerprint.get(FINGERPRINT_ENTRY)
         return None if entry is None else entry["channels"]
 
-    def _complete_target_spacing(self, spacing: Sequence[float] | None) -> list[float] | None:
-        """Target spacing with three values; the first of 2-D data is the data's own (a small one means 3-D to nnU-Net).
-
-        Raises:
-            ValueError: wrong number of values or a value that is not positive.
-        """
-        if spacing is None:
-            return None
-        if any(not np.isfinite(edge) or edge <= 0 for edge in spacing):
-            raise ValueError(f"-overwrite_target_spacing takes positive numbers, got {list(spacing)}")
-        if not self.is_2d_dataset:
-            if len(spacing) != 3:
-                raise ValueError(
-                    f"{self.dataset_name} is 3-D: -overwrite_target_spacing takes three values (z y x, in mm), got "
-                    f"{list(spacing)}"
-                )
-            return list(spacing)
-        if len(spacing) not in (2, 3):
-            raise ValueError(
-                f"{self.dataset_name} is 2-D: -overwrite_target_spacing takes two values (y x), got {list(spacing)}"
-            )
-        through_plane = float(np.median(np.vstack(self.dataset_fingerprint["spacings"])[:, 0]))
-        return [max(through_plane, *spacing[-2:]), *spacing[-2:]]
-
     def generate_data_identifier(self, configuration_name: str) -> str:
         """Folder name of the preprocessed data; never one that a stock planner uses.
 
@@ -194,23 +173,12 @@ class BrainTumPlanner(AtomicResEncUNetPlanner):
         schemes, use_mask = super().determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         decisions = self._decisions.setdefault("data", {})
         names = list((self.dataset_json.get("channel_names") or self.dataset_json["modality"]).values())
-        asked_for = normalization.SCHEME_OF_CHANNEL_NAME
         for number, name in enumerate(names):
-            if self.preset.normalization is not None and name.casefold() not in asked_for:
-                schemes[number], reason = self.preset.normalization.__name__, f"as {self.preset.paper} has it"
-            elif self.channel_fingerprints is not None:
-                schemes[number], reason = normalization.choose_normalization(self.channel_fingerprints[number], name)
-            else:
-                schemes[number] = asked_for.get(
-                    name.casefold(), default_normalization_schemes.ZScoreNormalization
-                ).__name__
-                reason = (
-                    "by the channel's name alone, as nnU-Net's fingerprint tells too little of the intensities; "
-                    "extract it with -fpe BrainTumFingerprintExtractor"
-                )
+            fingerprint = None if self.channel_fingerprints is None else self.channel_fingerprints[number]
+            schemes[number], reason = channel_scheme(self.preset, name, fingerprint)
             decisions[f"normalization of {name}"] = f"{schemes[number]}, {reason}"
         cropped_much = any(use_mask) or self.dataset_fingerprint["median_relative_size_after_cropping"] < 3 / 4
-        return schemes, [cropped_much and _keeps_background_at_zero(scheme) for scheme in schemes]
+        return schemes, [cropped_much and keeps_background_at_zero(scheme) for scheme in schemes]
 
     def _data_decisions(self, plans: Mapping[str, Any]) -> dict[str, str]:
         """Decisions that hold for all configurations."""
@@ -372,7 +340,7 @@ class BrainTumPlanner(AtomicResEncUNetPlanner):
         Raises:
             ValueError: plans of this name were written by another planner, or ``cases.csv`` is wrong.
         """
-        self._refuse_foreign_plans()
+        check_plans_are_of(type(self).__name__, self.preprocessed_dataset_folder / f"{self.plans_identifier}.json")
         plans["braintum_version"] = __version__
         plans[DECISIONS_ENTRY] = {
             "data": self._data_decisions(plans),
@@ -388,17 +356,6 @@ class BrainTumPlanner(AtomicResEncUNetPlanner):
             plans["classification"] = classification_entry(self.dataset_json)
             copy_atomic(raw_cases, self.preprocessed_dataset_folder / CASES_FILE)
         super().save_plans(plans)
-
-    def _refuse_foreign_plans(self) -> None:
-        plans_file = self.preprocessed_dataset_folder / f"{self.plans_identifier}.json"
-        if not plans_file.is_file():
-            return
-        planner = json.loads(plans_file.read_text(encoding="utf-8")).get("experiment_planner_used")
-        if planner != type(self).__name__:
-            raise ValueError(
-                f"{plans_file} was written by {planner}; give {type(self).__name__}'s plans another name with "
-                "-overwrite_plans_name, or delete that file"
-            )
 
 
 class BrainTumPlannerLight(BrainTumPlanner):
@@ -435,9 +392,3 @@ class BrainTumPlannerResidualUNet(BrainTumPlanner):
     """Plans ``BrainTumResidualUNetPlans``, for RUNet of paper 003."""
 
     preset = RESIDUAL_UNET
-
-
-def _keeps_background_at_zero(scheme: str) -> bool:
-    """Whether a normalisation scheme takes a mask, and leaves what is outside of it at zero."""
-    found = getattr(normalization, scheme, None) or getattr(default_normalization_schemes, scheme)
-    return found.leaves_pixels_outside_mask_at_zero_if_use_mask_for_norm_is_true

@@ -4,7 +4,7 @@
 
 Needs no data: it writes preprocessed volumes of BraTS' size (four sequences, patches of 128x128x128, batches of 2) and
 slices (patches of 512x512, batches of 12). First it checks that one batch, augmented on the device and on the host with
-the same parameters, is the same (tests/trainers/test_device_augmentation.py compares the host's with
+the same parameters, is the same (tests/trainers/augmentation compares the host's with
 batchgeneratorsv2). Then it measures batches alone (delivered on the device, nothing done with them) and training
 iterations of nnUNetTrainerMultiTask, each with nnU-Net's workers and with ours. Exits with 1 where the check fails.
 --tiny is for a look whether the script works.

@@ -3,10 +3,10 @@
     python benchmarks/robustness/damaged_inputs.py -n 2000 --seed 1 -o damaged.json
     python benchmarks/robustness/damaged_inputs.py --only "brats:17" --seed 1
 
-For each case, one file of a small whole input is damaged (``tests/helpers/damages.py``) and the command is run on
-it in a forked process (``tests/helpers/damage_runner.py`` says what counts as bad). A case is named COMMAND:INDEX; with
-the seed, the name gives the same damage again. Ends with a table of commands and one of damages, and the bad cases; the
-exit code is 1 where there are any.
+For each case, one file of a small whole input is damaged and the command is run on it in a forked process (in
+tests/helpers/damage, ``damages.py`` has the faults, ``damage_runner.py`` says what counts as bad). A case is named
+COMMAND:INDEX; with the seed, the name gives the same damage again. Ends with a table of commands and one of damages,
+and the bad cases; the exit code is 1 where there are any.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPOSITORY / folder) for folder in ("tests/helpers", "")]
+sys.path[:0] = [str(REPOSITORY / folder) for folder in ("tests/helpers/damage", "tests/helpers", "")]
 
 from damage_runner import BAD, ERROR, HARMLESS, SKIPPED, Outcome, as_json, import_all, run_damaged, write_whole  # noqa: E402
 from damaged_commands import BY_NAME, COMMANDS  # noqa: E402

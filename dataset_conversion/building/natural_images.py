@@ -23,15 +23,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from braintum.conversion.building.raw_dataset import (
-    ConversionRequest,
-    ConversionResult,
-    Inspection,
-    RawDataset,
-    SourceError,
-    inspect_cases,
-    naming_problems,
-)
+from braintum.conversion.building.inspection import Inspection, SourceError, inspect_cases, naming_problems
+from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.selection import assign_groups, contradicting_classes, select_fraction, warn_of_leaks
 from braintum.conversion.building.summary import CaseReport, summary_notes, summary_table
 from braintum.conversion.files.atomic import atomic_path

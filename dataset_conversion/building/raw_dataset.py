@@ -3,7 +3,7 @@
 A converter (see `figshare.py`) goes through these steps:
 
 1. `RawDataset.open`: is the data-set number free, or is there an unfinished conversion of the same source?
-2. `inspect_cases`: reads and checks every case; all problems of the source are reported at once.
+2. `inspect_cases` (`inspection.py`): reads and checks every case; all problems of the source are reported at once.
 3. `RawDataset.begin`, then `RawDataset.write_cases`: writes images and label maps that are not there yet.
 4. `RawDataset.finish`: `cases.csv`, `splits_final.json`, and last `dataset.json`, without which nnU-Net does not
    take the folder for a data set.
@@ -15,15 +15,13 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from braintum.commands.provenance import PROVENANCE_FILE, command_line, versions
 from braintum.conversion.building.pseudonyms import Pseudonyms
-from braintum.conversion.building.summary import CaseReport
 from braintum.conversion.files.atomic import PARTIAL_PREFIX, remove_partial_files, sync_disks, write_json_atomic
 from braintum.conversion.files.disk import explain_unwritable
 from braintum.conversion.files.json_files import read_json
@@ -36,13 +34,10 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "conversion_in_progress.json"
 DATASET_FILE = "dataset.json"
 LEFT_OUT_FILE = "left_out.json"
-_FOLDER_ENDINGS = {"train": "Tr", "test": "Ts"}
+FOLDER_ENDINGS = {"train": "Tr", "test": "Ts"}
+"""`Case.split` -> of `imagesTr`, `labelsTs` and so on."""
 
 Item = TypeVar("Item")
-
-
-class SourceError(ValueError):
-    """The source has faults; the message lists all of them, each with its remedy."""
 
 
 class DatasetTakenError(ValueError):
@@ -121,14 +116,6 @@ class ConversionResult:
     problems: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """The check of one case: a report, or else the problems, each naming file, fault and remedy."""
-
-    report: CaseReport | None = None
-    problems: tuple[str, ...] = ()
-
-
 def raw_folder_from_environment() -> Path:
     """Returns the folder that the environment variable nnUNet_raw names.
 
@@ -139,73 +126,6 @@ def raw_folder_from_environment() -> Path:
     if not value:
         raise ValueError("the environment variable nnUNet_raw is not set; type: export nnUNet_raw=/path/to/nnUNet_raw")
     return Path(value)
-
-
-def raise_problems(problems: Sequence[str], source: Path) -> None:
-    """Raises one error with all problems, each of which names file, fault and remedy; without problems, does nothing.
-
-    Raises:
-        SourceError: there is a problem.
-    """
-    if problems:
-        raise SourceError(
-            f"{len(problems)} problem(s) in {source}; nothing was written:\n"
-            + "\n".join(f"  - {problem}" for problem in problems)
-        )
-
-
-def check_problems(problems: Sequence[str], request: ConversionRequest, n_left: int) -> None:
-    """Raises the problems of single cases where they stop the conversion: if it is strict, or if no case is left.
-
-    Raises:
-        SourceError: see :func:`raise_problems`.
-    """
-    if request.strict or not n_left:
-        raise_problems(problems, request.source)
-
-
-@contextmanager
-def naming_problems(problems: Sequence[str], request: ConversionRequest) -> Iterator[None]:
-    """Adds the problems of cases that were left out to a ValueError: too few cases may be what they led to.
-
-    Raises:
-        SourceError: there was an error, and there are problems.
-    """
-    try:
-        yield
-    except ValueError as error:
-        if problems and not isinstance(error, SourceError):
-            raise_problems([str(error), *problems], request.source)
-        raise
-
-
-def inspect_cases(
-    inspect: Callable[[Item], Inspection],
-    items: Sequence[Item],
-    request: ConversionRequest,
-    earlier_problems: Sequence[str] = (),
-) -> tuple[list[CaseReport], list[str]]:
-    """Checks every case.
-
-    Args:
-        inspect: module-level function that reads one case.
-        items: what it is called with.
-        request: source and number of processes.
-        earlier_problems: what is already known to be wrong, to be reported together with the problems found here.
-
-    Returns:
-        The reports of the faultless cases, in the order of the items; and the problems of the others, the earlier ones
-        first, which are to be left out.
-
-    Raises:
-        SourceError: a case has a problem and the request is strict, or no case is left; the message lists the problems
-            of all cases.
-    """
-    inspections = run_cases(inspect, items, request.n_processes, "checking")
-    problems = [*earlier_problems, *(problem for inspection in inspections for problem in inspection.problems)]
-    reports = [inspection.report for inspection in inspections if inspection.report is not None]
-    check_problems(problems, request, len(reports))
-    return reports, problems
 
 
 class RawDataset:
@@ -304,7 +224,7 @@ class RawDataset:
         self.build_folder.mkdir(parents=True, exist_ok=True)
         remove_partial_files(self.build_folder)
         write_json_atomic(self.build_folder / STATE_FILE, self._state)
-        for split, ending in _FOLDER_ENDINGS.items():
+        for split, ending in FOLDER_ENDINGS.items():
             expected = {self._name(case) for case in cases if case.split == split}
             for kind in ("images", "labels"):
                 folder = self.build_folder / (kind + ending)
@@ -322,12 +242,12 @@ class RawDataset:
 
     def image_path(self, case: Case, channel: int = 0) -> Path:
         """Returns where one channel of a case is written: imagesTr, or imagesTs for the source's test part."""
-        folder = "images" + _FOLDER_ENDINGS[case.split]
+        folder = "images" + FOLDER_ENDINGS[case.split]
         return self.build_folder / folder / f"{self._name(case)}_{channel:04d}{self.file_ending}"
 
     def label_path(self, case: Case) -> Path:
         """Returns where the label map of a case is written: labelsTr, or labelsTs for the source's test part."""
-        return self.build_folder / ("labels" + _FOLDER_ENDINGS[case.split]) / f"{self._name(case)}{self.file_ending}"
+        return self.build_folder / ("labels" + FOLDER_ENDINGS[case.split]) / f"{self._name(case)}{self.file_ending}"
 
     def _provenance(self) -> dict[str, Any]:
         """What the data set depends on, and nothing else: the same source and options give the same bytes."""

@@ -3,7 +3,9 @@
 import csv
 from pathlib import Path
 
-from braintum.conversion.building.raw_dataset import SourceError
+from braintum.conversion.building.inspection import SourceError, raise_problems
+from braintum.conversion.files.file_checks import one_line
+from braintum.conversion.format.class_names import canonical_name
 
 
 def read_rows(path: Path) -> tuple[tuple[str, ...], list[tuple[int, dict[str, str]]]]:
@@ -31,6 +33,47 @@ def read_rows(path: Path) -> tuple[tuple[str, ...], list[tuple[int, dict[str, st
     except SourceError:
         raise
     except (OSError, ValueError, csv.Error) as error:
-        fault = " ".join(str(error).split())
-        raise SourceError(f"{path}: not readable as a table ({fault}); save it as CSV with UTF-8") from error
+        raise SourceError(f"{path}: not readable as a table ({one_line(error)}); save it as CSV with UTF-8") from error
     return columns, rows
+
+
+def read_diagnoses(path: Path, patient_column: str, class_column: str, case_column: str) -> dict[str, tuple[str, str]]:
+    """Reads the table of a source whose patients lie in folders.
+
+    Args:
+        path: CSV file, UTF-8, comma or semicolon between columns.
+        patient_column: column of patients.
+        class_column: column of diagnoses; blanks are unknown.
+        case_column: column of folder names.
+
+    Returns:
+        Folder name -> patient and class (its canonical name, or empty).
+
+    Raises:
+        SourceError: the table cannot be used; all its problems are listed.
+    """
+    header_names, table = read_rows(path)
+    missing = sorted({patient_column, class_column, case_column} - set(header_names))
+    if missing:
+        raise SourceError(
+            f"{path}: has no column {', '.join(missing)}, but {', '.join(header_names) or 'none'}; name them with "
+            "--patient-column, --class-column and --case-column"
+        )
+    rows: dict[str, tuple[str, str]] = {}
+    problems = []
+    for line, row in table:
+        patient, diagnosis, folder = (row[name] for name in (patient_column, class_column, case_column))
+        if not folder and not patient and not diagnosis:
+            continue  # spreadsheets leave empty rows behind
+        place = f"{path}, line {line}"
+        try:
+            values = (patient, canonical_name(diagnosis) if diagnosis else "")
+        except ValueError as error:
+            problems.append(f"{place}: {error}; correct it")
+            continue
+        if not folder or not patient:
+            problems.append(f"{place}: no {patient_column if not patient else case_column}; fill it in")
+        elif rows.setdefault(folder, values) != values:
+            problems.append(f"{place}: {folder} is there twice with different patients or classes; remove one row")
+    raise_problems(problems, path)
+    return rows

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from skimage.draw import polygon
 
+from braintum.conversion.building.inspection import SourceError
 from braintum.conversion.building.natural_images import AGAIN, TUMOUR_LABEL, GreyImage
-from braintum.conversion.building.raw_dataset import SourceError
 from braintum.conversion.files.json_files import read_json
 
 

@@ -15,14 +15,8 @@ import numpy as np
 import SimpleITK as sitk
 from PIL import Image
 
-from braintum.conversion.building.raw_dataset import (
-    ConversionRequest,
-    ConversionResult,
-    RawDataset,
-    SourceError,
-    check_problems,
-    naming_problems,
-)
+from braintum.conversion.building.inspection import SourceError, check_problems, naming_problems
+from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.selection import select_fraction
 from braintum.conversion.building.slices import (
     SliceChoice,

@@ -66,9 +66,9 @@ def check_file(path: str | os.PathLike[str]) -> None:
     except DamagedFileError:
         raise
     except OSError as error:  # a link in a circle, no permission; Pillow's errors too
-        raise DamagedFileError(f"{path}: cannot be read ({error.strerror or _one_line(error)})") from error
+        raise DamagedFileError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from error
     except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow
-        raise DamagedFileError(f"{path}: not a complete image ({_one_line(error)})") from error
+        raise DamagedFileError(f"{path}: not a complete image ({one_line(error)})") from error
 
 
 def check_name(path: Path) -> None:
@@ -212,5 +212,6 @@ def _unpacked(path: Path) -> Iterator[bytes]:
         raise DamagedFileError(f"{path}: its gzip stream is damaged ({error})") from error
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The message of an error for a place within a sentence; the error's type where there is none."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from braintum.conversion.building.inspection import SourceError
 from braintum.conversion.building.natural_images import (
     AGAIN,
     FILE_ENDING,
@@ -36,7 +37,7 @@ from braintum.conversion.building.natural_images import (
     unique_case_names,
     unknown_mask,
 )
-from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset, SourceError
+from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.selection import byte_identical_groups
 from braintum.conversion.building.via import Annotation, draw_regions, read_annotations
 from braintum.conversion.format.cases import Case

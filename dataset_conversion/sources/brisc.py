@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from braintum.conversion.building.inspection import SourceError
 from braintum.conversion.building.natural_images import (
     AGAIN,
     FILE_ENDING,
@@ -44,7 +45,7 @@ from braintum.conversion.building.natural_images import (
     threshold_mask,
     unknown_mask,
 )
-from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset, SourceError
+from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.source_tables import read_rows
 from braintum.conversion.format.cases import Case
 from braintum.conversion.format.class_names import NEGATIVE_CLASS, known_name, unified_schema

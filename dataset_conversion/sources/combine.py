@@ -22,25 +22,22 @@ from typing import Any
 
 import numpy as np
 
+from braintum.conversion.building.converted_dataset import IGNORE, ConvertedDataset, read_converted
 from braintum.conversion.building.image_files import read_array, replace_label
-from braintum.conversion.building.raw_dataset import (
-    DATASET_FILE,
-    STATE_FILE,
-    ConversionRequest,
-    ConversionResult,
+from braintum.conversion.building.inspection import (
     Inspection,
-    RawDataset,
     SourceError,
     inspect_cases,
     naming_problems,
     raise_problems,
 )
+from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.selection import assign_groups, join_groups, select_fraction, warn_of_leaks
 from braintum.conversion.building.summary import CaseReport, summary_notes, summary_table
 from braintum.conversion.files.atomic import atomic_path
-from braintum.conversion.files.file_checks import check_file
-from braintum.conversion.files.json_files import label_values, read_dataset_json
-from braintum.conversion.format.cases import CASES_FILE, SPLITS, Case, ClassSchema, read_cases
+from braintum.conversion.files.file_checks import check_file, one_line
+from braintum.conversion.files.json_files import label_values
+from braintum.conversion.format.cases import Case, ClassSchema
 from braintum.conversion.format.class_names import NEGATIVE_CLASS, UNSPECIFIC_CLASS, canonical_name, unified_schema
 from braintum.conversion.format.splits import patient_splits
 
@@ -49,52 +46,7 @@ logger = logging.getLogger(__name__)
 KIND = "combine"
 DEFAULT_NAME = "Combined"
 DESCRIPTION = "several converted data sets with the same channels into one"
-IGNORE = "ignore"
 READER = "overwrite_image_reader_writer"
-_FOLDER_ENDINGS = dict(zip(SPLITS, ("Tr", "Ts"), strict=True))
-
-
-@dataclass(frozen=True)
-class Part:
-    """One of the data sets that are combined.
-
-    Attributes:
-        folder: `nnUNet_raw/DatasetXXX_Name`.
-        dataset_json: the content of `dataset.json`.
-        schema: its classes; None without any.
-        cases: its cases.
-        unlisted: what is wrong with images that `cases.csv` says nothing of.
-    """
-
-    folder: Path
-    dataset_json: Mapping[str, Any]
-    schema: ClassSchema | None
-    cases: tuple[Case, ...]
-    unlisted: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The name without `DatasetXXX_`."""
-        return self.folder.name.partition("_")[2]
-
-    @property
-    def label_values(self) -> frozenset[int]:
-        """All values that a label map may hold."""
-        return frozenset(label_values(self.dataset_json["labels"]))
-
-    @property
-    def ignore_label(self) -> int | None:
-        """The value of the ignore label; None without one."""
-        return self.dataset_json["labels"].get(IGNORE)
-
-    def files(self, case: Case) -> list[Path]:
-        """The images of a case, in the order of the channels, and last its label map."""
-        end, ending = _FOLDER_ENDINGS[case.split], self.dataset_json["file_ending"]
-        images = [
-            self.folder / f"images{end}" / f"{case.case}_{channel:04d}{ending}"
-            for channel in range(len(self.dataset_json["channel_names"]))
-        ]
-        return [*images, self.folder / f"labels{end}" / f"{case.case}{ending}"]
 
 
 @dataclass(frozen=True)
@@ -153,7 +105,7 @@ def combine(
         raise ValueError(f"at least two different data sets can be combined, not {', '.join(map(str, dataset_ids))}")
     if request.dataset_id in dataset_ids:
         raise ValueError(f"data set {request.dataset_id} cannot be combined into itself; choose another -d")
-    parts = [read_part(request.source, dataset_id) for dataset_id in dataset_ids]
+    parts = [read_converted(request.source, dataset_id) for dataset_id in dataset_ids]
     raise_problems(_incompatibilities(parts, channel_names), request.source)
     first = parts[0].dataset_json
     options = {
@@ -186,7 +138,7 @@ def combine(
     reports = [replace(report, case=chosen[report.case.case]) for report in reports if report.case.case in chosen]
     unit = "px" if first["file_ending"] == ".png" else "voxels"
     table = summary_table(reports, schema.class_names if schema else (), unit)
-    configuration = "2d" if _is_2d(parts[0]) else "3d_fullres"
+    configuration = "2d" if parts[0].is_2d else "3d_fullres"
     result = ConversionResult(
         dataset.folder,
         f"{table}\n{summary_notes(reports)}",
@@ -208,59 +160,7 @@ def combine(
     return result
 
 
-def read_part(raw_folder: Path, dataset_id: int) -> Part:
-    """Reads what describes a converted data set.
-
-    Raises:
-        FileNotFoundError: there is no data set of this number, or it lacks a file.
-        SourceError: there are several, its conversion is not finished, or a file cannot be read.
-    """
-    folders = sorted(path for path in raw_folder.glob(f"Dataset{dataset_id:03d}_*") if path.is_dir())
-    if not folders:
-        raise FileNotFoundError(f"{raw_folder}: no data set {dataset_id}; convert it first, or give another number")
-    if len(folders) > 1:
-        raise SourceError(f"{folders[0]}: {folders[1].name} has the same number; rename or remove one of them")
-    folder = folders[0]
-    if (folder / STATE_FILE).exists():
-        raise SourceError(f"{folder}: its conversion is not finished; repeat the command that began it")
-    for name in (DATASET_FILE, CASES_FILE):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name}: there is no such file; convert the data set again")
-    try:
-        content = read_dataset_json(folder / DATASET_FILE, "convert the data set again")
-        schema = ClassSchema.from_dataset_json(content)
-        if "channel_names" not in content:
-            raise ValueError(f"{folder / DATASET_FILE}: has no channel_names; convert the data set again")
-    except ValueError as error:
-        message = str(error) if str(folder) in str(error) else f"{folder / DATASET_FILE}: {error}"
-        raise SourceError(message) from error
-    part = Part(
-        folder,
-        content,
-        schema,
-        tuple(read_cases(folder / CASES_FILE, schema.class_names if schema else None).values()),
-    )
-    cases = tuple(case for case in part.cases if case.split != "test" or part.files(case)[-1].is_file())
-    if not cases:
-        raise SourceError(f"{folder / CASES_FILE}: holds no cases; convert the data set again")
-    if len(cases) < len(part.cases):
-        logger.warning("%s: %d test cases without a label map are left out", folder, len(part.cases) - len(cases))
-    return replace(part, cases=cases, unlisted=tuple(_unlisted_images(part)))
-
-
-def _unlisted_images(part: Part) -> list[str]:
-    """Returns what is wrong where there are images that cases.csv says nothing of."""
-    listed = {case.case for case in part.cases}
-    end = f"_0000{part.dataset_json['file_ending']}"
-    return [
-        f"{image}: {part.folder / CASES_FILE} does not list it; convert the data set again, or add its row"
-        for kind in _FOLDER_ENDINGS.values()
-        for image in sorted((part.folder / f"images{kind}").glob(f"[!.]*{end}"))
-        if image.name.removesuffix(end) not in listed
-    ]
-
-
-def _incompatibilities(parts: Sequence[Part], channel_names: Sequence[str] | None) -> list[str]:
+def _incompatibilities(parts: Sequence[ConvertedDataset], channel_names: Sequence[str] | None) -> list[str]:
     """Returns why data sets cannot be combined with the first one."""
     first, *others = parts
     problems = []
@@ -287,8 +187,8 @@ def _incompatibilities(parts: Sequence[Part], channel_names: Sequence[str] | Non
             )
         elif ours.get(READER) != theirs.get(READER):
             problems.append(f"{pair} reader ({ours.get(READER)} and {theirs.get(READER)}); convert one of them again")
-        elif _is_2d(first) != _is_2d(other):
-            sizes = ["slices" if _is_2d(part) else "volumes" for part in (first, other)]
+        elif first.is_2d != other.is_2d:
+            sizes = ["slices" if part.is_2d else "volumes" for part in (first, other)]
             problems.append(f"{pair} dimensions ({sizes[0]} and {sizes[1]}); convert one of them again (--slices)")
         labels = [{k: v for k, v in content["labels"].items() if k != IGNORE} for content in (ours, theirs)]
         orders = [content.get("regions_class_order") for content in (ours, theirs)]
@@ -301,20 +201,7 @@ def _words(channels: Sequence[Sequence[str]]) -> str:
     return " and ".join("/".join(map(str, names)) for names in channels)
 
 
-def _is_2d(part: Part) -> bool:
-    if part.dataset_json["file_ending"] == ".png":
-        return True
-    import SimpleITK as sitk  # noqa: N813
-
-    from braintum.conversion.files.volumes import first_undamaged
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(first_undamaged(part.files(case)[-1] for case in part.cases)))
-    reader.ReadImageInformation()
-    return sum(size > 1 for size in reader.GetSize()) == 2
-
-
-def _unify_classes(parts: Sequence[Part]) -> ClassSchema | None:
+def _unify_classes(parts: Sequence[ConvertedDataset]) -> ClassSchema | None:
     # a data set of one class declares none, but its rows name it: BraTS-GLI and BraTS-MEN make two
     declared = {name for part in parts if part.schema for name in part.schema.class_names}
     names = {canonical_name(name) for name in declared | {c.tumour_class for part in parts for c in part.cases} - {""}}
@@ -323,7 +210,7 @@ def _unify_classes(parts: Sequence[Part]) -> ClassSchema | None:
     return unified_schema(names) if len(names) > 1 else None
 
 
-def _unify_labels(parts: Sequence[Part]) -> dict[str, Any]:
+def _unify_labels(parts: Sequence[ConvertedDataset]) -> dict[str, Any]:
     labels = {name: value for name, value in parts[0].dataset_json["labels"].items() if name != IGNORE}
     if any(part.ignore_label is not None for part in parts):
         labels[IGNORE] = max(label_values(labels)) + 1  # nnU-Net wants the highest value for it
@@ -331,7 +218,7 @@ def _unify_labels(parts: Sequence[Part]) -> dict[str, Any]:
 
 
 def _unify_cases(
-    parts: Sequence[Part], schema: ClassSchema | None, new_ignore: int | None, pool: bool
+    parts: Sequence[ConvertedDataset], schema: ClassSchema | None, new_ignore: int | None, pool: bool
 ) -> list[CombinedCase]:
     """Returns all cases under unique names, with unified classes, sorted by name."""
     repeated = {
@@ -378,7 +265,7 @@ def _in_several(sets: Sequence[Iterable[str]]) -> set[str]:
     return {name for name, number in counts.items() if number > 1}
 
 
-def _prefixes(parts: Sequence[Part]) -> dict[Path, str]:
+def _prefixes(parts: Sequence[ConvertedDataset]) -> dict[Path, str]:
     """Returns what stands before repeated names: the data set's name, or with its number where names are the same."""
     names = Counter(part.name.lower() for part in parts)
     return {part.folder: part.name if names[part.name.lower()] == 1 else part.folder.name for part in parts}
@@ -397,7 +284,7 @@ def inspect_case(item: CombinedCase) -> Inspection:
             check_file(path)
             arrays.append(read_array(path))
         except Exception as error:  # the libraries raise errors of many types for corrupt files
-            fault = _one_line(error).removeprefix(f"{path}: ")
+            fault = one_line(error).removeprefix(f"{path}: ")
             problems.append(f"{path}: cannot be read ({fault}); convert the data set again")
     if not problems and len({array.shape for array in arrays}) > 1:
         shapes = ", ".join("×".join(map(str, array.shape[::-1])) for array in arrays)
@@ -431,7 +318,7 @@ def copy_case(task: CopyTask) -> None:
 
 def _dataset_json(
     request: ConversionRequest,
-    parts: Sequence[Part],
+    parts: Sequence[ConvertedDataset],
     schema: ClassSchema | None,
     labels: Mapping[str, Any],
     channel_names: Sequence[str] | None,
@@ -455,7 +342,3 @@ def _dataset_json(
     if schema is not None:
         content["classification"] = schema.to_json()
     return content
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

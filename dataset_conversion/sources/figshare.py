@@ -27,19 +27,18 @@ import h5py
 import numpy as np
 import SimpleITK as sitk
 
-from braintum.conversion.building.raw_dataset import (
-    ConversionRequest,
-    ConversionResult,
+from braintum.conversion.building.inspection import (
     Inspection,
-    RawDataset,
     SourceError,
     inspect_cases,
     naming_problems,
     raise_problems,
 )
+from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.selection import select_fraction
 from braintum.conversion.building.summary import CaseReport, summary_table
 from braintum.conversion.files.atomic import atomic_path
+from braintum.conversion.files.file_checks import one_line
 from braintum.conversion.format.cases import Case, ClassSchema
 from braintum.conversion.format.splits import Splits, find_crossings, official_splits, patient_splits
 
@@ -215,7 +214,7 @@ def read_folds(source: Path, files: Sequence[SliceFile]) -> dict[str, int] | Non
         with h5py.File(path, "r") as file:
             folds = np.ravel(file["cvind"][()])  # 1 × N or N × 1
     except (OSError, KeyError, TypeError) as error:
-        raise SourceError(f"{path}: the folds cannot be read ({_one_line(error)}); {remedy}") from error
+        raise SourceError(f"{path}: the folds cannot be read ({one_line(error)}); {remedy}") from error
     if folds.dtype.kind not in "iuf" or not np.isfinite(folds).all() or (folds != np.rint(folds)).any():
         raise SourceError(f"{path}: not all folds are whole numbers; {remedy}")
     if files[-1].number > folds.size or files[0].number < 1:
@@ -308,7 +307,7 @@ def read_slice(path: Path) -> Slice | list[str]:
                     return [f"{name} declares {field.size} values, more than {MAX_VALUES}; {AGAIN}"]
             patient, image, label, mask = (np.asarray(field[()]) for field in fields)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        return [f"not a complete MATLAB v7.3 (HDF5) file ({_one_line(error)}); {AGAIN}"]
+        return [f"not a complete MATLAB v7.3 (HDF5) file ({one_line(error)}); {AGAIN}"]
     patient_name = _decode_text(patient)
     label_value = float(label.item()) if label.size == 1 and label.dtype.kind in "iuf" else float("nan")
     problems = [] if patient_name else [f"PID is empty or not text; {AGAIN}"]
@@ -359,7 +358,3 @@ def _decode_text(codes: np.ndarray) -> str:
     if codes.dtype.kind not in "iu" or codes.dtype.itemsize > 2:
         return ""
     return "".join(chr(code) for code in codes.T.ravel()).strip("\0 ")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

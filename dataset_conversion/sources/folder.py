@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset, SourceError
+from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.slices import PLANES, SliceChoice
-from braintum.conversion.building.source_tables import read_rows
+from braintum.conversion.building.source_tables import read_diagnoses
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
 from braintum.conversion.files.volumes import (
     VolumeError,
@@ -42,7 +42,7 @@ from braintum.conversion.files.volumes import (
     whole_numbers,
 )
 from braintum.conversion.format.cases import Case
-from braintum.conversion.format.class_names import NEGATIVE_CLASS, canonical_name, unified_schema
+from braintum.conversion.format.class_names import NEGATIVE_CLASS, unified_schema
 
 KIND = "folder"
 DEFAULT_NAME = "BrainTumours"
@@ -219,7 +219,7 @@ def convert(
         path = next((p for p in (request.source / table, table) if p.is_file()), None)
         if path is None:
             raise FileNotFoundError(f"{request.source / table}: no such table, nor {table}; correct --table")
-        rows = read_table(path, patient_column, class_column, case_column or patient_column)
+        rows = read_diagnoses(path, patient_column, class_column, case_column or patient_column)
     sources, problems, notes = find_cases(request.source, patterns, mask, label_values, rows)
     classes = {source.case.tumour_class for source in sources} - {""}
     if len(classes) < 2:
@@ -265,51 +265,6 @@ def _label_values(labels: Sequence[str]) -> dict[str, int]:
     if len(set(values.values())) < len(values):
         raise ValueError(f"--labels: a value has two names: {', '.join(labels)}; leave one out")
     return values
-
-
-def read_table(path: Path, patient_column: str, class_column: str, case_column: str) -> dict[str, tuple[str, str]]:
-    """Reads the table of diagnoses.
-
-    Args:
-        path: CSV file, UTF-8, comma or semicolon between columns.
-        patient_column: column of patients.
-        class_column: column of diagnoses; blanks are unknown.
-        case_column: column of folder names.
-
-    Returns:
-        Folder name -> patient and class (its canonical name, or empty).
-
-    Raises:
-        SourceError: the table cannot be used; all its problems are listed.
-    """
-    header_names, table = read_rows(path)
-    missing = sorted({patient_column, class_column, case_column} - set(header_names))
-    if missing:
-        raise SourceError(
-            f"{path}: has no column {', '.join(missing)}, but {', '.join(header_names) or 'none'}; name them with "
-            "--patient-column, --class-column and --case-column"
-        )
-    rows: dict[str, tuple[str, str]] = {}
-    problems = []
-    for line, row in table:
-        patient, diagnosis, folder = (row[name] for name in (patient_column, class_column, case_column))
-        if not folder and not patient and not diagnosis:
-            continue  # spreadsheets leave empty rows behind
-        place = f"{path}, line {line}"
-        try:
-            values = (patient, canonical_name(diagnosis) if diagnosis else "")
-        except ValueError as error:
-            problems.append(f"{place}: {error}; correct it")
-            continue
-        if not folder or not patient:
-            problems.append(f"{place}: no {patient_column if not patient else case_column}; fill it in")
-        elif rows.setdefault(folder, values) != values:
-            problems.append(f"{place}: {folder} is there twice with different patients or classes; remove one row")
-    if problems:
-        raise SourceError(
-            f"{len(problems)} problem(s) in {path}; nothing was written:\n" + "\n".join(f"  - {x}" for x in problems)
-        )
-    return rows
 
 
 def find_cases(

@@ -29,13 +29,8 @@ import numpy as np
 import SimpleITK as sitk
 from PIL import Image
 
-from braintum.conversion.building.raw_dataset import (
-    ConversionRequest,
-    ConversionResult,
-    RawDataset,
-    SourceError,
-    raise_problems,
-)
+from braintum.conversion.building.inspection import SourceError, raise_problems
+from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.slices import add_slice_arguments, slice_choice
 from braintum.conversion.building.source_tables import read_rows
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes

@@ -10,6 +10,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from braintum.conversion.files.atomic import atomic_path
+from braintum.conversion.files.file_checks import one_line
 from braintum.conversion.files.parallel import run_cases
 from braintum.evaluation.results.predictions import Predictions
 
@@ -85,6 +86,6 @@ def _merge(
         with atomic_path(folder / mask.name) as partial:
             reader_writer.write_seg(segmentation, str(partial), properties)
     except Exception as error:  # numpy, zipfile and nnU-Net raise errors of many types for damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return f"{' and '.join(files)}: cannot be averaged ({reason}); predict again with --save_probabilities"
+        fault = f"{' and '.join(files)}: cannot be averaged ({one_line(error)})"
+        return f"{fault}; predict again with --save_probabilities"
     return None

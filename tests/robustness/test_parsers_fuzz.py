@@ -22,9 +22,9 @@ from volume_data import volume_array, write_volume_file
 
 from braintum.conversion.audit.audit_input import input_from_dataset
 from braintum.conversion.building import via
+from braintum.conversion.building.inspection import SourceError
 from braintum.conversion.building.natural_images import GreyImage, unique_case_names
-from braintum.conversion.building.raw_dataset import SourceError
-from braintum.conversion.building.source_tables import read_rows
+from braintum.conversion.building.source_tables import read_diagnoses, read_rows
 from braintum.conversion.files.file_checks import DamagedFileError, check_file
 from braintum.conversion.files.json_files import read_dataset_json
 from braintum.conversion.format.calibration import Calibration
@@ -119,7 +119,7 @@ def test_cases_come_back_as_they_were_written(rows: list[tuple[str, ...]], tmp_p
 def test_tables_of_sources(content: bytes, tmp_path: Path) -> None:
     for name, read in (
         ("manifest.csv", lambda path: brisc.read_manifest(path.parent)),
-        ("table.csv", lambda path: folder.read_table(path, "patient", "class", "patient")),
+        ("table.csv", lambda path: read_diagnoses(path, "patient", "class", "patient")),
         ("name_mapping.csv", lambda path: brats.read_grades(path.parent)),
         ("rows.csv", read_rows),
     ):

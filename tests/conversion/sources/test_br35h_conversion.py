@@ -11,7 +11,7 @@ from natural_image_data import CIRCLE, ELLIPSE, POLYGON, request, save, slice_im
 from phantom_data import digest
 from PIL import Image
 
-from braintum.conversion.building.raw_dataset import SourceError
+from braintum.conversion.building.inspection import SourceError
 from braintum.conversion.building.via import Region, read_annotations, region_mask
 from braintum.conversion.format.cases import read_cases
 from braintum.conversion.format.splits import check_splits

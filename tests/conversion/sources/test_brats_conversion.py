@@ -20,7 +20,8 @@ from volume_data import (
     write_volume_file,
 )
 
-from braintum.conversion.building.raw_dataset import ConversionRequest, SourceError
+from braintum.conversion.building.inspection import SourceError
+from braintum.conversion.building.raw_dataset import ConversionRequest
 from braintum.conversion.cli import main
 from braintum.conversion.format.cases import read_cases
 from braintum.conversion.format.splits import check_splits

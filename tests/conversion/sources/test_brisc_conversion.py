@@ -12,8 +12,9 @@ from phantom_data import digest
 from PIL import Image
 
 from braintum.conversion.building import natural_images
+from braintum.conversion.building.inspection import SourceError
 from braintum.conversion.building.natural_images import read_grey
-from braintum.conversion.building.raw_dataset import ConversionRequest, SourceError
+from braintum.conversion.building.raw_dataset import ConversionRequest
 from braintum.conversion.format.cases import read_cases
 from braintum.conversion.format.splits import check_splits
 from braintum.conversion.sources.brisc import convert

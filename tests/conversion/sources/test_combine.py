@@ -13,7 +13,8 @@ from natural_image_data import request, write_br35h, write_brisc, write_kaggle4
 from phantom_data import digest, write_source
 from PIL import Image
 
-from braintum.conversion.building.raw_dataset import STATE_FILE, SourceError
+from braintum.conversion.building.inspection import SourceError
+from braintum.conversion.building.raw_dataset import STATE_FILE
 from braintum.conversion.cli import next_commands
 from braintum.conversion.format.cases import Case, ClassSchema, read_cases, write_cases
 from braintum.conversion.format.splits import check_splits

@@ -17,7 +17,8 @@ import SimpleITK as sitk
 from phantom_data import FAULTS, blob_slice, change, digest, interrupt_after, write_source
 
 from braintum.conversion.building import raw_dataset
-from braintum.conversion.building.raw_dataset import STATE_FILE, ConversionRequest, DatasetTakenError, SourceError
+from braintum.conversion.building.inspection import SourceError
+from braintum.conversion.building.raw_dataset import STATE_FILE, ConversionRequest, DatasetTakenError
 from braintum.conversion.format.cases import Case, ClassSchema, read_cases
 from braintum.conversion.format.splits import check_splits
 from braintum.conversion.sources import figshare

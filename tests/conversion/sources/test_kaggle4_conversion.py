@@ -10,7 +10,7 @@ from natural_image_data import request, save, slice_image, write_kaggle4
 from phantom_data import digest
 from PIL import Image
 
-from braintum.conversion.building.raw_dataset import SourceError
+from braintum.conversion.building.inspection import SourceError
 from braintum.conversion.format.cases import read_cases
 from braintum.conversion.format.splits import check_splits
 from braintum.conversion.sources.kaggle4 import convert

@@ -12,7 +12,8 @@ from phantom_data import digest
 from PIL import Image
 from volume_data import verify, write_lgg_patient, write_lgg_source
 
-from braintum.conversion.building.raw_dataset import STATE_FILE, ConversionRequest, SourceError
+from braintum.conversion.building.inspection import SourceError
+from braintum.conversion.building.raw_dataset import STATE_FILE, ConversionRequest
 from braintum.conversion.cli import main
 from braintum.conversion.format.cases import read_cases
 from braintum.conversion.format.splits import check_splits

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from damaged_commands import DamagedCommand
+from damaged_command import DamagedCommand
 from damages import BY_NAME, Damage, draw_damage, is_broken
 
 MEMORY = 4 * 2**30

@@ -1,12 +1,25 @@
-"""Segmentation losses against literal, slow versions of the papers' equations in double precision."""
+"""The papers' losses against literal, slow versions of their equations in double precision."""
 
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from literal_losses import (
+    IGNORE,
+    assert_same,
+    label_manager,
+    literal_bce_dice,
+    literal_binary_cross_entropy,
+    literal_cross_entropy,
+    literal_mean,
+    literal_squared_dice,
+    literal_tversky,
+    logits_and_target,
+    one_hot,
+    softmax,
+    value_and_gradient,
+)
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import nn
 from torch.nn import functional
@@ -18,188 +31,8 @@ from braintum.trainers.losses.losses import (
     dice_cross_entropy_loss,
     weighted_cross_entropy_tversky_loss,
 )
-from braintum.trainers.losses.overlap_losses import (
-    AdaptiveTverskyLoss,
-    OverlapLoss,
-    SquaredSoftDiceLoss,
-    adaptive_weights,
-)
 
 BUILDERS = [dice_cross_entropy_loss, bce_dice_loss, bce_loss, weighted_cross_entropy_tversky_loss]
-IGNORE = 3
-EPSILON = 1e-5
-
-
-def softmax(logits: torch.Tensor) -> torch.Tensor:
-    return torch.softmax(logits, 1)
-
-
-def label_manager(regions: bool = False, ignore: bool = False) -> LabelManager:
-    """Background and two labels; as regions, the second lies in the first."""
-    labels: dict[str, Any] = {"background": 0, "whole": [1, 2] if regions else 1, "core": [2] if regions else 2}
-    return LabelManager({**labels, **({"ignore": IGNORE} if ignore else {})}, [1, 2] if regions else None)
-
-
-def logits_and_target(
-    shape: tuple[int, ...] = (2, 6, 5), regions: bool = False, seed: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (B, C, …) and, as nnU-Net's loader gives it, a target (B, 1, …), or one channel a region."""
-    generator = torch.Generator().manual_seed(seed)
-    cases, *size = shape
-    labels = torch.randint(0, 3, (cases, 1, *size), generator=generator)
-    target = torch.cat([labels > 0, labels == 2], 1).float() if regions else labels.float()
-    return torch.randn(cases, 2 if regions else 3, *size, generator=generator) * 2, target
-
-
-# ------------------------------------------------------------------ literal equations
-
-
-def counts(probability: torch.Tensor, truth: torch.Tensor) -> list[torch.Tensor]:
-    """Soft TP, FP and FN, voxel by voxel."""
-    totals = [torch.zeros((), dtype=torch.double) for _ in range(3)]
-    for p, g in zip(probability.flatten(), truth.flatten(), strict=True):
-        totals[0] = totals[0] + p * g
-        totals[1] = totals[1] + p * (1 - g)
-        totals[2] = totals[2] + (1 - p) * g
-    return totals
-
-
-def literal_squared_dice(probability: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """1 minus equation 5 of paper 000 for one class, smoothed."""
-    numerator = denominator = torch.zeros((), dtype=torch.double)
-    for p, g in zip(probability.flatten(), truth.flatten(), strict=True):
-        numerator = numerator + 2 * p * g
-        denominator = denominator + p**2 + g**2
-    return 1 - (numerator + EPSILON) / (denominator + EPSILON)
-
-
-def literal_tversky(probability: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Equations 13 and 14 of paper 002 for one class, weights as constants."""
-    true_positive, false_positive, false_negative = counts(probability, truth)
-    alpha = min(max(float((false_positive / (false_positive + false_negative)).detach()), 0.2), 0.8)
-    beta = 1 - alpha
-    return 1 - true_positive / (true_positive + alpha * false_positive + beta * false_negative + EPSILON)
-
-
-def literal_mean(
-    term: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    probability: torch.Tensor,
-    truth: torch.Tensor,
-    batch_dice: bool,
-    do_bg: bool,
-) -> torch.Tensor:
-    """Mean of a one-class term over classes, and over cases without batch Dice."""
-    channels = range(0 if do_bg else 1, probability.shape[1])
-    if batch_dice:
-        return torch.stack([term(probability[:, c], truth[:, c]) for c in channels]).mean()
-    cases = range(len(probability))
-    return torch.stack([term(probability[b, c], truth[b, c]) for b, c in product(cases, channels)]).mean()
-
-
-def one_hot(target: torch.Tensor, num_classes: int = 3) -> torch.Tensor:
-    return torch.cat([(target == c) for c in range(num_classes)], 1).double()
-
-
-def literal_cross_entropy(probability: torch.Tensor, truth: torch.Tensor, weights: list[float]) -> torch.Tensor:
-    """Equation 11 of paper 002, averaged over voxels with their weights."""
-    total, weight_sum = torch.zeros((), dtype=torch.double), 0.0
-    for b, c in product(range(len(probability)), range(probability.shape[1])):
-        for p, g in zip(probability[b, c].flatten(), truth[b, c].flatten(), strict=True):
-            total = total - weights[c] * g * torch.log(p)
-            weight_sum += weights[c] * float(g)
-    return total / weight_sum
-
-
-def value_and_gradient(loss: Callable[[torch.Tensor], torch.Tensor], logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    logits = logits.clone().requires_grad_()
-    value = loss(logits)
-    value.backward()
-    return value.detach().float(), logits.grad.float()
-
-
-def assert_same(
-    ours: Callable[[torch.Tensor], torch.Tensor],
-    literal: Callable[[torch.Tensor], torch.Tensor],
-    logits: torch.Tensor,
-) -> None:
-    """Same value and same gradient; the literal version runs in double precision."""
-    for mine, expected in zip(
-        value_and_gradient(ours, logits), value_and_gradient(literal, logits.double()), strict=True
-    ):
-        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
-
-
-# ------------------------------------------------------------------ overlap terms
-
-OVERLAPS = [(SquaredSoftDiceLoss, literal_squared_dice), (AdaptiveTverskyLoss, literal_tversky)]
-
-
-@pytest.mark.parametrize("shape", [(2, 6, 5), (3, 3, 4, 3)], ids=["2d", "3d"])
-@pytest.mark.parametrize("do_bg", [False, True])
-@pytest.mark.parametrize("batch_dice", [False, True])
-@pytest.mark.parametrize(("loss_class", "term"), OVERLAPS)
-def test_overlap_follows_its_equation(
-    loss_class: type[OverlapLoss], term: Callable, batch_dice: bool, do_bg: bool, shape: tuple[int, ...]
-) -> None:
-    logits, target = logits_and_target(shape)
-    loss = loss_class(softmax, batch_dice=batch_dice, do_bg=do_bg, ddp=False)
-    assert_same(
-        lambda x: loss(x, target),
-        lambda x: literal_mean(term, softmax(x), one_hot(target), batch_dice, do_bg),
-        logits,
-    )
-
-
-@pytest.mark.parametrize("loss_class", [SquaredSoftDiceLoss, AdaptiveTverskyLoss])
-def test_perfect_and_wrong_predictions(loss_class: type[OverlapLoss]) -> None:
-    _, target = logits_and_target()
-    right = 100 * one_hot(target).float() - 50
-    loss = loss_class(softmax, ddp=False)
-    assert loss(right, target) == pytest.approx(0, abs=1e-5)
-    assert loss(right.roll(1, 1), target) == pytest.approx(1, abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("false_positive", "false_negative", "alpha"),
-    [(1, 1, 0.5), (3, 7, 0.3), (7, 3, 0.7), (1, 9, 0.2), (0, 5, 0.2), (9, 1, 0.8), (5, 0, 0.8), (0, 0, 0.2)],
-)
-def test_tversky_weights_follow_equation_14(false_positive: float, false_negative: float, alpha: float) -> None:
-    weights = adaptive_weights(torch.tensor(float(false_positive)), torch.tensor(float(false_negative)))
-    assert [float(weight) for weight in weights] == pytest.approx([alpha, 1 - alpha])
-
-
-def test_tversky_never_rewards_false_positives() -> None:
-    """Few false positives beside many false negatives: the weights' own gradient would turn the sign."""
-    probability = torch.full((1, 1, 1, 20), 0.2)
-    probability[..., :6] = 0.5
-    target = torch.ones_like(probability)
-    target[..., :6] = 0
-    false_positive, false_negative = 6 * 0.5, 14 * 0.8
-    assert 0.25 < false_positive / false_negative < 0.41  # above the clamp, below the turning point
-    logits = torch.logit(probability).requires_grad_()
-    AdaptiveTverskyLoss(torch.sigmoid, ddp=False)(logits, target).backward()
-    assert (logits.grad[..., :6] > 0).all() and (logits.grad[..., 6:] < 0).all()
-
-
-def test_absent_class_costs_tversky_a_constant_without_gradient() -> None:
-    logits, target = logits_and_target((1, 4, 4), regions=True)
-    target[:, 1] = 0
-    loss = AdaptiveTverskyLoss(torch.sigmoid, ddp=False)
-    _, gradient = value_and_gradient(lambda x: loss(x, target), logits)
-    assert gradient[:, 1].abs().max() == 0 and gradient[:, 0].abs().max() > 0
-
-
-@pytest.mark.parametrize("loss_class", [SquaredSoftDiceLoss, AdaptiveTverskyLoss])
-def test_overlap_compiles_in_one_graph(loss_class: type[OverlapLoss]) -> None:
-    logits, target = logits_and_target()
-    mask = target != 2
-    loss = loss_class(softmax, batch_dice=True, ddp=False)
-    compiled = torch.compile(loss, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(logits, target, loss_mask=mask), loss(logits, target, loss_mask=mask))
-    torch._dynamo.reset()
-
-
-# ------------------------------------------------------------------ the papers' losses
 
 
 @pytest.mark.parametrize("batch_dice", [False, True])
@@ -236,16 +69,6 @@ def test_class_weights_move_with_the_loss() -> None:
     assert regions.to("meta").ce.pos_weight.is_meta
 
 
-def literal_binary_cross_entropy(
-    probability: torch.Tensor, truth: torch.Tensor, positive_weight: float
-) -> torch.Tensor:
-    terms = [
-        -positive_weight * g * torch.log(p) - (1 - g) * torch.log(1 - p)
-        for p, g in zip(probability.flatten(), truth.flatten(), strict=True)
-    ]
-    return torch.stack(terms).mean()
-
-
 @pytest.mark.parametrize(
     ("builder", "term", "positive_weight"),
     [
@@ -264,13 +87,6 @@ def test_regions(builder: Callable[..., nn.Module], term: Callable, positive_wei
         ),
         logits,
     )
-
-
-def literal_bce_dice(probability: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Equations 1 and 2 of paper 001."""
-    true_positive, false_positive, false_negative = counts(probability, truth)
-    dice = (2 * true_positive + EPSILON) / (2 * true_positive + false_positive + false_negative + EPSILON)
-    return literal_binary_cross_entropy(probability, truth, 1) + 1 - dice
 
 
 def test_two_labels_give_the_binary_loss_of_paper_001() -> None:
@@ -347,9 +163,6 @@ def test_descent_finds_the_reference(builder: Callable[..., nn.Module], regions:
     assert torch.equal(predicted, target)
 
 
-# ------------------------------------------------------------------ deep supervision
-
-
 @pytest.mark.parametrize(("num_outputs", "dimensions"), [(1, 2), (3, 2), (4, 3), (6, 2)])
 def test_deep_supervision_upsamples_and_weighs(num_outputs: int, dimensions: int) -> None:
     edges = [32 // 2**level for level in range(num_outputs)]
@@ -387,9 +200,6 @@ def test_deep_supervision_refuses_a_single_output() -> None:
     loss = UpsamplingDeepSupervisionLoss(dice_cross_entropy_loss(label_manager(), True, ddp=False))
     with pytest.raises(TypeError, match="without deep supervision"):
         loss(logits, target)
-
-
-# ------------------------------------------------------------------ several processes
 
 
 def _half_of_the_batch(rank: int, folder: str) -> None:

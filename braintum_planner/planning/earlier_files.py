@@ -1,4 +1,4 @@
-"""Whether the splits that models were trained with are still those of the raw data."""
+"""What earlier planning and conversion left: splits and plans that planning must not change behind a model's back."""
 
 import json
 from pathlib import Path
@@ -26,4 +26,24 @@ def check_splits_unchanged(raw_folder: Path, preprocessed_folder: Path) -> None:
         raise ValueError(
             f"{raw} differs from {preprocessed}, which models may have been trained with; delete the latter to train "
             "with the new splits, or restore the former"
+        )
+
+
+def check_plans_are_of(planner: str, plans_file: Path) -> None:
+    """Plans of one name have one planner: those of another are not replaced.
+
+    Args:
+        planner: class name of the planner that is going to write.
+        plans_file: that it is going to write.
+
+    Raises:
+        ValueError: the file was written by another planner.
+    """
+    if not plans_file.is_file():
+        return
+    written_by = json.loads(plans_file.read_text(encoding="utf-8")).get("experiment_planner_used")
+    if written_by != planner:
+        raise ValueError(
+            f"{plans_file} was written by {written_by}; give {planner}'s plans another name with "
+            "-overwrite_plans_name, or delete that file"
         )
