@@ -10,8 +10,17 @@ import h5py
 import numpy as np
 import pytest
 
+from braintum.conversion.building.raw_dataset import ConversionRequest
 from braintum.conversion.sources import figshare
 from braintum.conversion.sources.phantoms import write_cvind, write_mat
+
+FOLDER = "brainTumorDataPublic_1-766"
+NAME = "Dataset511_Figshare"
+
+
+def request(source: Path, raw: Path, **options: Any) -> ConversionRequest:
+    """A conversion of a Figshare source to `NAME`, in this process."""
+    return ConversionRequest(source, raw, 511, options.pop("name", "Figshare"), n_processes=1, **options)
 
 
 def blob_slice(number: int, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
@@ -27,7 +36,7 @@ def write_source(
     folder: Path, n_patients: int = 6, slices_per_patient: int = 2, folds: int = 3, with_cvind: bool = True
 ) -> Path:
     """Writes a Figshare source of small slices: label and fold depend on the patient; returns the folder."""
-    target = folder / "brainTumorDataPublic_1-766"
+    target = folder / FOLDER
     target.mkdir(parents=True)
     fold_numbers = []
     for number in range(1, n_patients * slices_per_patient + 1):
@@ -110,6 +119,31 @@ def interrupt_after(
         write(image, path, **options)
 
     monkeypatch.setattr(figshare.sitk, "WriteImage", write_or_stop)
+    return calls
+
+
+def fail_at(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, number: int, error: type[BaseException] | BaseException
+) -> list[tuple]:
+    """Makes a function of a module fail at one call; returns the arguments of all calls.
+
+    Args:
+        monkeypatch: of the test.
+        owner: module that the function is looked up in.
+        name: of the function.
+        number: of the call that fails, from 1; 0: none does.
+        error: that the call raises.
+    """
+    function = getattr(owner, name)
+    calls: list[tuple] = []
+
+    def call_or_fail(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == number:
+            raise error
+        return function(*arguments)
+
+    monkeypatch.setattr(owner, name, call_or_fail)
     return calls
 
 

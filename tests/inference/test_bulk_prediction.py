@@ -16,8 +16,9 @@ import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
-from tiny_training import TinyDataset, write_preprocessed
+from tiny_training import TinyDataset, write_images, write_preprocessed
 from torch import nn
+from trainer_steps import hand_over
 
 from braintum.inference.models.network_copies import shared_copy, use_channels_last, use_group_normalisation
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
@@ -44,19 +45,9 @@ def make_predictor(
         for parameter in trainer.network.decoder.parameters():  # so that some foreground is predicted
             nn.init.normal_(parameter, std=0.3)
         weights.append(copy.deepcopy(trainer.network.state_dict()))
-    trainer.set_deep_supervision_enabled(False)
     predictor = predictor_class(device=torch.device("cpu"), allow_tqdm=False)
-    dimensions = len(trainer.configuration_manager.patch_size)
-    predictor.manual_initialization(
-        trainer.network,
-        trainer.plans_manager,
-        trainer.configuration_manager,
-        weights,
-        trainer.dataset_json,
-        trainer_name,
-        tuple(range(dimensions)),
-    )
-    return predictor
+    axes = tuple(range(len(trainer.configuration_manager.patch_size)))
+    return hand_over(trainer, predictor, weights, axes)
 
 
 def images(*shapes: tuple[int, int, int]) -> list[tuple[str, np.ndarray]]:
@@ -363,14 +354,6 @@ def test_out_of_memory_is_told_apart(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
 
 
-def write_images(folder: Path, number: int, shape: tuple[int, ...]) -> None:
-    folder.mkdir()
-    for case in range(number):
-        array = np.random.default_rng(case).normal(100, 15, shape).astype(np.float32)
-        array[..., :9, : 5 + case] += 60
-        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(folder / f"case_{case}_0000.nii.gz"))
-
-
 def read(folder: Path) -> dict[str, np.ndarray]:
     return {file.name: SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file))) for file in folder.glob("*.nii.gz")}
 
@@ -378,8 +361,8 @@ def read(folder: Path) -> dict[str, np.ndarray]:
 def test_folders_with_faults_and_a_class_model(nnunet_folders: Any, tmp_path: Path) -> None:
     dataset = write_preprocessed(nnunet_folders.preprocessed, "2d")
     dataset.plans["foreground_intensity_properties_per_channel"]["0"] = {}
-    predictor, folder = make_predictor(dataset), tmp_path / "images"
-    write_images(folder, 7, (40, 36))
+    predictor = make_predictor(dataset)
+    folder = write_images(tmp_path / "images", (40, 36), num_cases=7)
     (folder / "case_2_0000.nii.gz").write_bytes(b"broken")
     masks_only = make_predictor(dataset, SegmentationPredictor, "nnUNetTrainer")
     for name, options in {"joint": {}, "two models": {"class_predictor": predictor}}.items():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_training import write_preprocessed
+from trainer_steps import hand_over
 
 from braintum.conversion.format.label_names import named_labels
 from braintum.inference.prediction.class_evidence import aggregate
@@ -22,18 +23,8 @@ def verdict_of(folders: Any, labels: dict[str, Any], trainer_name: str) -> Any:
     trainer = dataset.trainer(trainer_name)
     torch.manual_seed(0)
     trainer.initialize()
-    trainer.set_deep_supervision_enabled(False)
-    predictor = JointPredictor(device=torch.device("cpu"), allow_tqdm=False)
-    predictor.manual_initialization(
-        trainer.network,
-        trainer.plans_manager,
-        trainer.configuration_manager,
-        None,
-        dict(dataset.dataset_json),
-        trainer_name,
-        (0, 1),
-    )
-    predictor.list_of_parameters = [trainer.network.state_dict()]
+    empty = JointPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor = hand_over(trainer, empty, [trainer.network.state_dict()])
     channels = len(dataset.dataset_json["channel_names"])
     image = torch.randn(channels, 1, 40, 40, generator=torch.Generator().manual_seed(1))
     predictor.predict_logits_from_preprocessed_data(image)

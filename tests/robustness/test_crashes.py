@@ -21,6 +21,7 @@ from crash_tools import copy_or_die, killed_before, preprocess_or_die, start, vi
 from nnunet_runs import make_trainer, plan_and_preprocess, write_dataset
 from tiny_training import write_preprocessed
 from torch import nn
+from trainer_steps import hand_over
 
 from braintum.commands.command import run_command
 from braintum.conversion.building import raw_dataset
@@ -253,17 +254,8 @@ def prediction(nnunet_folders: Any, monkeypatch: pytest.MonkeyPatch) -> Callable
     trainer.initialize()
     for parameter in trainer.network.decoder.parameters():  # so that some foreground is predicted
         nn.init.normal_(parameter, std=0.3)
-    trainer.set_deep_supervision_enabled(False)
-    predictor = JointPredictor(device=torch.device("cpu"), allow_tqdm=False)
-    predictor.manual_initialization(
-        trainer.network,
-        trainer.plans_manager,
-        trainer.configuration_manager,
-        [trainer.network.state_dict()],
-        trainer.dataset_json,
-        "nnUNetTrainerMultiTask",
-        (0, 1),
-    )
+    empty = JointPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor = hand_over(trainer, empty, [trainer.network.state_dict()])
 
     def predict(folder: Path, **options: Any) -> PredictedFolder:
         outcome = predict_folder(predictor, raw / "imagesTr", folder, show_progress=False, **options)

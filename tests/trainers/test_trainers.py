@@ -14,6 +14,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from tiny_training import CLASS_NAMES, TinyDataset, write_preprocessed
 from torch import nn
+from trainer_steps import hand_over, one_epoch, scores_on_training_cases, start, weights
 
 from braintum.architectures.imagenet_weights import VARIABLE
 from braintum.inference.prediction.joint_predictor import JointPredictor
@@ -52,39 +53,9 @@ def dataset(folders: Any) -> TinyDataset:
     return write_preprocessed(folders.preprocessed, "2d")
 
 
-def start(trainer: Any) -> Any:
-    """Everything up to the first iteration."""
-    trainer.on_train_start()
-    trainer.on_epoch_start()
-    trainer.on_train_epoch_start()
-    return trainer
-
-
-def one_epoch(trainer: Any) -> None:
-    """The rest of the epoch that has been started."""
-    trainer.on_train_epoch_end([trainer.train_step(next(trainer.dataloader_train)) for _ in range(2)])
-    with torch.no_grad():
-        trainer.on_validation_epoch_start()
-        trainer.on_validation_epoch_end([trainer.validation_step(next(trainer.dataloader_val))])
-    trainer.on_epoch_end()
-
-
-def weights(trainer: Any) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in trainer.bare_network.state_dict().items()}
-
-
 def predict(predictor: Any, trainer: Any) -> torch.Tensor:
     """Segmentation logits of a case, as nnU-Net's final validation predicts it."""
-    trainer.set_deep_supervision_enabled(False)
-    predictor.manual_initialization(
-        trainer.network,
-        trainer.plans_manager,
-        trainer.configuration_manager,
-        None,
-        trainer.dataset_json,
-        type(trainer).__name__,
-        trainer.inference_allowed_mirroring_axes,
-    )
+    hand_over(trainer, predictor, mirroring=trainer.inference_allowed_mirroring_axes)
     data, *_ = trainer.dataset_class(trainer.preprocessed_dataset_folder, ["case_0"]).load_case("case_0")
     logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(np.array(data[:])))
     trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
@@ -98,6 +69,7 @@ def test_trains_saves_loads_and_predicts(folders: Any, name: str, configuration:
     trainer = start(data.trainer(name))
     before = weights(trainer)
     one_epoch(trainer)
+    trainer.on_epoch_end()
     assert any(not torch.equal(tensor, before[key]) for key, tensor in weights(trainer).items())
     parameters = trainer.bare_network.named_parameters()
     without_gradient = [key for key, parameter in parameters if parameter.requires_grad and parameter.grad is None]
@@ -134,6 +106,7 @@ def test_regions_and_ignored_voxels(folders: Any, name: str) -> None:
     data = write_preprocessed(folders.preprocessed, "2d", labels={"background": 0, "whole": [1, 2], "ignore": 3})
     trainer = start(data.trainer(name))
     one_epoch(trainer)
+    trainer.on_epoch_end()
     assert np.isfinite(trainer.logger.get_value("train_losses", step=-1))
 
 
@@ -201,6 +174,7 @@ def test_two_stages(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch, folde
         running.on_epoch_start()
         running.on_train_epoch_start()
         one_epoch(running)
+        running.on_epoch_end()
         return {key.partition(".")[0] for key, value in weights(running).items() if not torch.equal(value, before[key])}
 
     rates = []
@@ -237,6 +211,7 @@ def test_balanced_tasks(dataset: TinyDataset, monkeypatch: Any, folders: Any, na
     trainer = start(dataset.trainer(name))
     before = weights(trainer)
     one_epoch(trainer)
+    trainer.on_epoch_end()
     changed = {
         key.partition(".")[0] for key, tensor in weights(trainer).items() if not torch.equal(tensor, before[key])
     }
@@ -397,23 +372,9 @@ def test_overfits_eight_cases(folders: Any, monkeypatch: pytest.MonkeyPatch, nam
         trainer.on_train_epoch_start()
         for _ in range(iterations):
             trainer.train_step(next(trainer.dataloader_val))  # the same cases, without augmentation
-    trainer.set_deep_supervision_enabled(False)
-    trainer.network.eval()
-    keys, _ = trainer.do_split()
-    intersection = total = correct = 0
-    for key in keys:
-        image, segmentation, *_ = trainer.dataset_class(trainer.preprocessed_dataset_folder, [key]).load_case(key)
-        patch = torch.from_numpy(np.array(image[:]))[:, 0][None]
-        with torch.no_grad():
-            if name in SEGMENTATION_ONLY:
-                logits = trainer.network(patch)
-            else:
-                logits, classes = trainer.network(patch, with_classes=True)
-                correct += int(classes.argmax()) == trainer.class_labels.label_of_case[key]
-        predicted, truth = logits.argmax(1)[0].numpy() == 1, segmentation[:][0, 0] == 1
-        intersection, total = intersection + 2 * (predicted & truth).sum(), total + predicted.sum() + truth.sum()
-    assert len(keys) == 8
+    dice, correct, number = scores_on_training_cases(trainer, name not in SEGMENTATION_ONLY)
+    assert number == 8
     if name not in SEGMENTATION_ONLY:
         assert correct == 8
     if name not in CLASSIFIERS:
-        assert intersection / total > 0.9
+        assert dice > 0.9

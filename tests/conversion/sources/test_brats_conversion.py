@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from phantom_data import digest
+from phantom_data import digest, fail_at
 from volume_data import (
     DIRECTION,
     ORIGIN,
@@ -20,6 +20,7 @@ from volume_data import (
     write_volume_file,
 )
 
+from braintum.conversion.building import volume_cases
 from braintum.conversion.building.inspection import SourceError
 from braintum.conversion.building.raw_dataset import ConversionRequest
 from braintum.conversion.cli import main
@@ -351,17 +352,7 @@ def test_output_is_the_same_byte_for_byte_and_a_dry_run_writes_nothing(source, r
 
 
 def test_finished_cases_are_not_written_again(source, raw, tmp_path, monkeypatch):
-    from braintum.conversion.building import volume_cases
-
-    write, written = volume_cases.write_image, []
-
-    def write_or_stop(image, path):
-        written.append(path.name)
-        if len(written) == 7:
-            raise OSError("no space left on device")
-        write(image, path)
-
-    monkeypatch.setattr(volume_cases, "write_image", write_or_stop)
+    written = fail_at(monkeypatch, volume_cases, "write_image", 7, OSError("no space left on device"))
     with pytest.raises(OSError, match="no space"):
         convert(request(source, raw))
     convert(request(source, raw))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from natural_image_data import blob, brisc_path, noisy_mask, request, save, slice_image, write_brisc
-from phantom_data import digest
+from phantom_data import digest, fail_at
 from PIL import Image
 
 from braintum.conversion.building import natural_images
@@ -293,17 +293,8 @@ def test_two_processes_write_the_same_bytes_as_one(source, raw, tmp_path):
 
 def test_interrupted_conversion_resumes_to_identical_files(source, raw, tmp_path, monkeypatch):
     convert(request(source, tmp_path / "uninterrupted"))
-    calls = []
-
-    def write_or_stop(path, array):
-        calls.append(path)
-        if len(calls) == 10:
-            raise OSError("disk full")
-        write(path, array)
-
-    write = natural_images.write_png
     with monkeypatch.context() as patch:
-        patch.setattr(natural_images, "write_png", write_or_stop)
+        fail_at(patch, natural_images, "write_png", 10, OSError("disk full"))
         with pytest.raises(OSError, match="disk full"):
             convert(request(source, raw))
     assert not (raw / NAME / "dataset.json").exists()
@@ -312,12 +303,10 @@ def test_interrupted_conversion_resumes_to_identical_files(source, raw, tmp_path
     later = max(path.stat().st_mtime for path in (raw / NAME).rglob("*.png")) + 5
     os.utime(mask, (later, later))
     with monkeypatch.context() as patch:
-        calls = [None] * 20
-        patch.setattr(natural_images, "write_png", write_or_stop)
+        written_again = fail_at(patch, natural_images, "write_png", 0, OSError)
         convert(request(source, raw))
-    n_written_again = len(calls) - 20
-    assert 2 * 16 <= n_written_again < 2 * 20
-    assert mask.with_suffix("").name in {path.stem for path in calls[20:]}
+    assert 2 * 16 <= len(written_again) < 2 * 20
+    assert mask.with_suffix("").name in {path.stem for path, _ in written_again}
     assert digest(raw) == digest(tmp_path / "uninterrupted")
 
 

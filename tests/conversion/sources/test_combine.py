@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from natural_image_data import request, write_br35h, write_brisc, write_kaggle4
-from phantom_data import digest, write_source
+from phantom_data import digest, fail_at, write_source
 from PIL import Image
 
 from braintum.conversion.building.inspection import SourceError
@@ -282,16 +282,7 @@ def test_interrupted_combination_resumes_to_identical_files(raw, monkeypatch):
     run(raw, BR35H, KAGGLE)
     expected = digest(raw / NAME)
     shutil.rmtree(raw / NAME)
-    copied = []
-
-    def copy_or_stop(source, target):
-        copied.append(target)
-        if len(copied) == 20:
-            raise OSError("disk full")
-        return copy(source, target)
-
-    copy = shutil.copyfile
-    monkeypatch.setattr(combine.shutil, "copyfile", copy_or_stop)
+    fail_at(monkeypatch, combine.shutil, "copyfile", 20, OSError("disk full"))
     with pytest.raises(OSError, match="disk full"):
         run(raw, BR35H, KAGGLE)
     assert not (raw / NAME / "dataset.json").exists()

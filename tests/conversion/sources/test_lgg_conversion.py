@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from phantom_data import digest
+from phantom_data import digest, fail_at
 from PIL import Image
 from volume_data import verify, write_lgg_patient, write_lgg_source
 
+from braintum.conversion.building import volume_cases
 from braintum.conversion.building.inspection import SourceError
 from braintum.conversion.building.raw_dataset import STATE_FILE, ConversionRequest
 from braintum.conversion.cli import main
@@ -235,17 +236,7 @@ def test_output_is_the_same_byte_for_byte_and_a_dry_run_writes_nothing(source, r
 
 
 def test_interrupted_conversion_is_resumed(source, raw, tmp_path, monkeypatch):
-    from braintum.conversion.building import volume_cases
-
-    write, calls = volume_cases._write_png, []
-
-    def write_or_stop(pixels, path):
-        calls.append(path)
-        if len(calls) == 50:
-            raise KeyboardInterrupt
-        write(pixels, path)
-
-    monkeypatch.setattr(volume_cases, "_write_png", write_or_stop)
+    calls = fail_at(monkeypatch, volume_cases, "_write_png", 50, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         convert(request(source, raw), slices="all")
     assert (raw / NAME / STATE_FILE).exists()
