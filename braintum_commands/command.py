@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from braintum.commands import registration
-from braintum.commands.errors import CommandError
+from braintum.commands.errors import BraintumError, CommandError
 from braintum.commands.version import check_nnunet_version
 
 __all__ = ["DEBUG_VARIABLE", "EXIT_SOME_FAILED", "CommandError", "ensure_registered", "run_command"]
@@ -60,7 +60,7 @@ def run_command(
         return _fail(str(stop.code), _EXIT_FAILURE)
     except KeyboardInterrupt:
         return _fail("interrupted", _EXIT_INTERRUPTED)
-    except (ValueError, OSError) as error:  # CommandError is a ValueError; missing files and permissions are OSErrors
+    except (BraintumError, ValueError, OSError) as error:  # missing files and permissions are OSErrors
         return _fail(f"error: {_describe(error)}", _EXIT_FAILURE)
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from braintum.commands.errors import InputError
 from braintum.commands.provenance import PROVENANCE_FILE, command_line, versions
 from braintum.conversion.building.pseudonyms import Pseudonyms
 from braintum.conversion.building.summary import CaseReport
@@ -41,11 +42,11 @@ _FOLDER_ENDINGS = {"train": "Tr", "test": "Ts"}
 Item = TypeVar("Item")
 
 
-class SourceError(ValueError):
+class SourceError(InputError):
     """The source has faults; the message lists all of them, each with its remedy."""
 
 
-class DatasetTakenError(ValueError):
+class DatasetTakenError(InputError):
     """The data-set number or its folder is in use."""
 
 
