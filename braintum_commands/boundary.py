@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from braintum.commands.command import ensure_registered
+from braintum.commands import command
 from braintum.commands.errors import in_family
 from braintum.commands.version import check_nnunet_version
 
@@ -32,7 +32,7 @@ def api_function(
             with in_family():
                 if needs_nnunet:
                     check_nnunet_version()
-                    ensure_registered()
+                    command.ensure_registered()
                 return function(*args, **kwargs)
 
         return checked

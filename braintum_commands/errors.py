@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 __all__ = [
     "BraintumError",
+    "BraintumWarning",
     "CommandError",
     "FileError",
     "InputError",
@@ -46,6 +47,10 @@ class UnsupportedError(BraintumError, NotImplementedError):
 
 class RunError(BraintumError, RuntimeError):
     """nnU-Net gave up while planning, preprocessing or training; its own output before says more."""
+
+
+class BraintumWarning(UserWarning):
+    """What was asked for is done, but may not mean what it seems to."""
 
 
 @contextmanager

@@ -28,25 +28,20 @@ from braintum.conversion.format.calibration import Calibration
 from braintum.conversion.format.cases import ClassSchema
 from braintum.inference.models.model_identity import model_identity
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
-from braintum.inference.models.two_models import check_same_input, preprocessed_alike
-from braintum.inference.prediction.case_streams import one_thread, predict_stream
+from braintum.inference.prediction.case_streams import fault_of_answer, one_thread, predict_stream
 from braintum.inference.prediction.class_evidence import AggregationMode, ClassVerdict, aggregate
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.memory_budget import available_cores
 from braintum.inference.prediction.precision import Precision
-from braintum.inference.prediction.preprocessing import ModelDescription, preprocess_for_all
+from braintum.inference.prediction.preprocessing import ModelDescription, preprocess_for_all, with_class_predictor
 from braintum.inference.prediction.read_ahead import ReadAhead, fault_of
 from braintum.inference.results.calibration import calibrated_result, is_calibrated_with
 from braintum.inference.results.patients import PATIENTS_FILE, merge_patients, read_patients
-from braintum.inference.results.results import CASE_FILES, case_result, merge_case_results
+from braintum.inference.results.results import CASE_FILES, case_result, merge_case_results, tumour_volume_in_file
 
 CLASSES_FOLDER = "classes"
 CLASSES_FILE = "classes.csv"
 _MOST_READERS = 8
-_NOT_FINITE = (
-    "the network's answer is NaN or infinite; its checkpoint may be damaged: copy the model again, or choose another "
-    "with -chk"
-)
 _ABANDONED_SECONDS = 3600  # a temporary file that is older belongs to no running process
 
 
@@ -180,17 +175,9 @@ def predict_folder(
     source, target = Path(input_folder), Path(output_folder)
     if source.resolve() == target.resolve():
         raise ValueError(f"input and output are the same folder, {source}; choose another output folder")
-    if class_predictor is None:
-        if not isinstance(predictor, JointPredictor):
-            raise ValueError(f"a model of {predictor.trainer_name} predicts no classes on its own; add a class model")
-        class_predictor = predictor
+    class_predictor, preprocessing = with_class_predictor(predictor, class_predictor)
     schema = class_predictor.class_schema
-    model = ModelDescription.of(predictor)
-    preprocessing = [model]  # of the class model too, where its images are other arrays
-    if class_predictor is not predictor:
-        check_same_input(predictor, class_predictor)
-        if not preprocessed_alike(predictor, class_predictor):
-            preprocessing.append(ModelDescription.of(class_predictor))
+    model = preprocessing[0]
     ending = model.dataset_json["file_ending"]
     num_readers = min(_MOST_READERS, max(2, available_cores() // 2))  # threads, where no processes
     options = _Options(
@@ -288,9 +275,9 @@ def _predict_cases(
             verdict = aggregate(predicted.evidence, options.aggregation)
             while reader.faults:
                 yield reader.faults.popleft()
-            if not (np.isfinite(predicted.logits).all() and np.isfinite(verdict.probabilities).all()):
+            if (fault := fault_of_answer(predicted.logits, verdict)) is not None:
                 reader.properties.pop(predicted.name)
-                yield predicted.name, f"{', '.join(files[predicted.name])}: {_NOT_FINITE}"
+                yield predicted.name, f"{', '.join(files[predicted.name])}: {fault}"
                 continue
             if len(exports) >= options.queue_length:  # results must not pile up in memory
                 yield finish_oldest_export()
@@ -343,7 +330,8 @@ def _export(
                 num_threads_torch=1,
             )
             reader_writer = model.plans_manager.image_reader_writer_class()
-            result = case_result(case, verdict, options.schema, partial / f"{case}{ending}", reader_writer)
+            volume = tumour_volume_in_file(partial / f"{case}{ending}", reader_writer)
+            result = case_result(case, verdict, options.schema, volume)
             if options.calibration is not None:
                 result = calibrated_result(result, options.calibration)
         write_json_atomic(target / CLASSES_FOLDER / f"{case}.json", result)

@@ -10,6 +10,7 @@ import torch
 
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
 from braintum.inference.prediction.bulk_prediction import BulkPredictor, PredictedCase
+from braintum.inference.prediction.class_evidence import ClassVerdict
 from braintum.inference.prediction.exact_prediction import predict_one_by_one
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.memory_budget import available_cores
@@ -56,6 +57,16 @@ def predict_stream(
     if exact:
         return predict_one_by_one(predictor, class_predictor, cases, num_cases, num_threads)
     return in_bulk(predictor, class_predictor, cases, num_cases, num_threads, precision)
+
+
+def fault_of_answer(logits: np.ndarray, verdict: ClassVerdict) -> str | None:
+    """What is wrong with what a network said of a case; None if nothing is."""
+    if np.isfinite(logits).all() and np.isfinite(verdict.probabilities).all():
+        return None
+    return (
+        "the network's answer is NaN or infinite; its checkpoint may be damaged: copy the model again, or choose "
+        "another with -chk"
+    )
 
 
 def in_bulk(

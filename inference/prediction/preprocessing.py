@@ -13,6 +13,8 @@ from braintum.architectures.input_channels import num_network_channels
 from braintum.conversion.files.file_checks import DamagedFileError
 from braintum.conversion.files.volumes import VolumeError, check_images
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
+from braintum.inference.models.two_models import check_same_input, preprocessed_alike
+from braintum.inference.prediction.joint_predictor import JointPredictor
 
 _PLACEHOLDER = 999  # times the spacing within a single slice: what nnU-Net takes for the distance to the next one
 
@@ -48,6 +50,35 @@ class ModelDescription:
     def reads_pictures(self) -> bool:
         """Whether its images are PNG or the like, which have no spacing."""
         return issubclass(self.plans_manager.image_reader_writer_class, NaturalImage2DIO)
+
+
+def with_class_predictor(
+    predictor: SegmentationPredictor, class_predictor: JointPredictor | None
+) -> tuple[JointPredictor, list[ModelDescription]]:
+    """Who predicts the classes, and what a case is to be preprocessed for.
+
+    Args:
+        predictor: of the masks.
+        class_predictor: of the classes; None for the same.
+
+    Returns:
+        The predictor of the classes, and the description of ``predictor``'s model; of the class model too, where its
+        preprocessed images are other arrays.
+
+    Raises:
+        ValueError: nobody predicts classes, the models do not take the same images, or one is the second stage of a
+            cascade.
+    """
+    if class_predictor is None:
+        if not isinstance(predictor, JointPredictor):
+            raise ValueError(f"a model of {predictor.trainer_name} predicts no classes on its own; add a class model")
+        class_predictor = predictor
+    models = [ModelDescription.of(predictor)]
+    if class_predictor is not predictor:
+        check_same_input(predictor, class_predictor)
+        if not preprocessed_alike(predictor, class_predictor):
+            models.append(ModelDescription.of(class_predictor))
+    return class_predictor, models
 
 
 def preprocess_case(files: Sequence[str], model: ModelDescription) -> tuple[np.ndarray, dict]:
