@@ -37,9 +37,9 @@ def plan(
     """Plan a data set and preprocess it, as ``nnUNetv2_plan_and_preprocess`` does.
 
     Example:
-        >>> plans = bt.plan(901)
+        >>> plans = bt.plan(901, planner="BrainTumPlannerLight", configurations=["2d"])
         >>> plans.name
-        'BrainTumPlans.json'
+        'BrainTumLightPlans.json'
 
     Args:
         dataset: number or name of a data set in ``nnUNet_raw``.

@@ -65,7 +65,7 @@ def convert(
     Example:
         >>> result = bt.convert("figshare", "source", 901, name="Phantoms")
         >>> result.folder.name, result.n_cases
-        ('Dataset901_Phantoms', 30)
+        ('Dataset901_Phantoms', 15)
 
     Args:
         kind: of source: `figshare`, `brisc`, `br35h`, `kaggle4`, `lgg`, `brats`, `folder`, or `combine`.

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,15 @@ def load_predictor(
         from braintum.inference.export import onnx_predictor
 
         predictor_class = onnx_predictor.OnnxJointPredictor if classes else onnx_predictor.OnnxSegmentationPredictor
-    predictor = predictor_class(
-        tile_step_size=step_size,
-        use_mirroring=mirroring,
-        perform_everything_on_device=chosen.type == "cuda",
-        device=chosen,
-        verbose=verbose,
-        allow_tqdm=False,  # nnU-Net shows a bar a case; ours counts cases
-    )
+    with redirect_stdout(None):  # nnU-Net prints of every other device that it is not CUDA
+        predictor = predictor_class(
+            tile_step_size=step_size,
+            use_mirroring=mirroring,
+            perform_everything_on_device=chosen.type == "cuda",
+            device=chosen,
+            verbose=verbose,
+            allow_tqdm=False,  # nnU-Net shows a bar a case; ours counts cases
+        )
     predictor.initialize_from_trained_model_folder(os.fspath(model), folds, checkpoint, trust_checkpoint)
     return predictor
 
@@ -106,8 +108,10 @@ def predict(
 
     Example:
         >>> found = bt.predict("case_0000.nii.gz", predictor)
-        >>> found.mask.shape, found.predicted_class, found.tumour_volume  # doctest: +SKIP
-        ((64, 64), 'glioma', 121.3)
+        >>> found.mask.shape, found.volume_unit
+        ((64, 64), 'mm2')
+        >>> found.predicted_class in found.class_probabilities
+        True
         >>> array = np.zeros((1, 64, 64), np.float32)  # (channel, [Z,] Y, X)
         >>> bt.predict(array, predictor, spacing=(0.9, 0.9)).mask.shape
         (64, 64)

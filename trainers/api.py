@@ -36,8 +36,8 @@ def train(
     """Train one fold and validate it, as ``nnUNetv2_train`` does.
 
     Example:
-        >>> settings = bt.TrainingSettings(num_epochs=1, num_iterations_per_epoch=2)  # None for the recipe's own
-        >>> folder = bt.train(901, "2d", 0, settings=settings, device="cpu")
+        >>> settings = bt.TrainingSettings(num_epochs=1, num_iterations_per_epoch=2)  # just to see that all works
+        >>> folder = bt.train(901, "2d", 0, plans=plans.stem, settings=settings, device="cpu")
         >>> folder.name
         'fold_0'
 
