@@ -5,10 +5,13 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from braintum.commands import registration
-from braintum.commands.errors import CommandError
+from braintum.commands.errors import BraintumError, BraintumWarning, CommandError
 from braintum.commands.version import check_nnunet_version
 
 __all__ = ["DEBUG_VARIABLE", "EXIT_SOME_FAILED", "CommandError", "ensure_registered", "run_command"]
@@ -53,14 +56,15 @@ def run_command(
         if needs_nnunet:
             check_nnunet_version()
             ensure_registered()
-        return main(None if argv is None else list(argv)) or 0
+        with _warnings_as_lines():
+            return main(None if argv is None else list(argv)) or 0
     except SystemExit as stop:  # argparse, after --help or bad arguments
         if stop.code is None or isinstance(stop.code, int):
             return stop.code or 0
         return _fail(str(stop.code), _EXIT_FAILURE)
     except KeyboardInterrupt:
         return _fail("interrupted", _EXIT_INTERRUPTED)
-    except (ValueError, OSError) as error:  # CommandError is a ValueError; missing files and permissions are OSErrors
+    except (BraintumError, ValueError, OSError) as error:  # missing files and permissions are OSErrors
         return _fail(f"error: {_describe(error)}", _EXIT_FAILURE)
 
 
@@ -95,6 +99,23 @@ def _describe(error: Exception) -> str:
         target = f" -> {error.filename2}" if error.filename2 is not None else ""
         return f"{error.filename}{target}: {error.strerror}"
     return str(error) or type(error).__name__
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Show our own warnings as a line each; others as ever."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, BraintumWarning):
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = show_line
+        warnings.simplefilter("always", BraintumWarning)
+        yield
 
 
 def _say_once(message: str) -> None:

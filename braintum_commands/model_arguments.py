@@ -46,17 +46,34 @@ def model_folder(args: argparse.Namespace) -> Path:
     return folder
 
 
+def dataset_name(dataset: int | str) -> str:
+    """The whole name of a data set, such as ``Dataset042_Name``.
+
+    Args:
+        dataset: its number or name.
+
+    Raises:
+        ValueError: nnU-Net's folders hold none of this number, or several.
+    """
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+    try:
+        return str(maybe_convert_to_dataset_name(dataset))
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
 def results_folder(
     dataset: str, trainer: str, plans: str, configuration: str, remedy: str = "set it to where the models are"
 ) -> Path:
     """Where nnU-Net puts a model, which may not be there.
 
     Raises:
-        ValueError: ``nnUNet_results`` is not set; the message ends with the remedy.
+        ValueError: ``nnUNet_results`` is not set, the message then ends with the remedy; or no such data set.
     """
     from nnunetv2.paths import nnUNet_results
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
     if not nnUNet_results.is_set():
         raise ValueError(f"the environment variable nnUNet_results is not set; {remedy}")
-    return Path(get_output_folder(dataset, trainer, plans, configuration))
+    return Path(get_output_folder(dataset_name(dataset), trainer, plans, configuration))

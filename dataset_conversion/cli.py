@@ -2,48 +2,14 @@
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from braintum.commands.command import EXIT_SOME_FAILED, run_command
-from braintum.conversion.building.pseudonyms import Pseudonyms
-from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, raw_folder_from_environment
+from braintum.conversion.api import SOURCES, convert
 from braintum.conversion.files.parallel import default_processes
-from braintum.conversion.sources import br35h, brats, brisc, combine, figshare, folder, kaggle4, lgg
-
-
-class SourceModule(Protocol):
-    """What the module of a source offers; options that `add_arguments` adds are handed to `convert` by keyword."""
-
-    KIND: str
-    DEFAULT_NAME: str
-    DESCRIPTION: str
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Adds the source's own options."""
-
-    @property
-    def convert(self) -> "Converter":
-        """Converts, or only checks."""
-
-
-class Converter(Protocol):
-    """The signature of a source's `convert`."""
-
-    def __call__(self, request: ConversionRequest) -> ConversionResult:
-        """Converts, or only checks."""
-
-
-SOURCES: dict[str, SourceModule] = {
-    module.KIND: module for module in (figshare, brisc, br35h, kaggle4, lgg, brats, folder)
-}
-"""The sub-commands. A new source is a module like `figshare`, added here."""
-
-_COMMON = ("source", "dataset_id", "name", "dry_run", "n_processes", "overwrite", "fraction", "seed", "strict")
-"""Options that become attributes of `ConversionRequest`."""
+from braintum.conversion.sources import combine
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,26 +85,15 @@ def _convert(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 3 where cases were left out."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = vars(build_parser().parse_args(arguments))
-    kind = options.pop("kind")
-    raw_folder = raw_folder_from_environment()
-    options.setdefault("source", raw_folder)  # `combine` reads from there
-    common = {name: options.pop(name) for name in _COMMON}
-    salt_file = options.pop("pseudonymise")
-    others = (os.environ.get(variable) for variable in ("nnUNet_preprocessed", "nnUNet_results"))
-    request = ConversionRequest(
-        raw_folder=raw_folder,
-        other_folders=tuple(Path(folder) for folder in others if folder),
-        pseudonyms=None if salt_file is None else Pseudonyms.from_file(salt_file, create=not common["dry_run"]),
-        **common,
-    )
-    convert = combine.combine if kind == combine.KIND else SOURCES[kind].convert
-    result = convert(request, **options)
+    source = options.pop("dataset_ids") if options["kind"] == combine.KIND else options.pop("source")
+    dry_run, dataset_id = options["dry_run"], options["dataset_id"]
+    result = convert(source=source, **options)
     print(f"\n{result.table}\n")
-    if request.dry_run:
+    if dry_run:
         print(f"Dry run: {result.n_cases} cases are in order, nothing was written.")
     else:
         print(f"{result.n_cases} cases written to {result.folder}\n")
-        print(next_commands(request.dataset_id, result.configuration, result.has_classes))
+        print(next_commands(dataset_id, result.configuration, result.has_classes))
     if result.problems:
         print(f"{len(result.problems)} problem(s); what they concern was left out:", file=sys.stderr)
         for problem in result.problems:

@@ -3,9 +3,8 @@
 import argparse
 import itertools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from braintum.commands.command import EXIT_SOME_FAILED, run_command
 from braintum.commands.model_arguments import results_folder
@@ -13,9 +12,6 @@ from braintum.conversion.files.parallel import default_processes
 from braintum.evaluation.stress.stress_cli import add_arguments as add_stress_arguments
 from braintum.evaluation.stress.stress_cli import check_arguments as check_stress_arguments
 from braintum.evaluation.stress.stress_cli import run_stress
-
-if TYPE_CHECKING:
-    from braintum.evaluation.results.predictions import Predictions
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -81,56 +77,36 @@ def evaluate(argv: list[str] | None = None) -> int:
         raise ValueError(f"--resamples {args.resamples}: fewer than 100 give no 95 % interval")
     if args.stress:
         return run_stress(args, *_model_folders(args))
-    sources = _folders(args) if args.d is None else _models(args)
-    if len(sources) > 1 and args.o is None:
-        raise ValueError("several models need a folder for their comparison: give -o")
 
-    from braintum.evaluation.results.case_table import case_table
-    from braintum.evaluation.results.comparison import compare, comparison_tables
-    from braintum.evaluation.results.results import write_comparison, write_evaluation
-    from braintum.evaluation.results.summary import summarise_table
-    from braintum.evaluation.results.tables import tables_of
+    from braintum.evaluation import api
 
-    if args.ensembles:
-        sources += _ensembles(sources, args)
-    tables = [case_table(predictions, args.np, strict=False) for predictions, _ in sources]
-    # models are compared on the same cases
-    failed = {case: fault for table in tables for case, fault in table.predictions.failed.items()}
-    tables = [table.without(failed) for table in tables] if failed else tables
-    summaries = []
-    for table, (_, output) in zip(tables, sources, strict=True):
-        summary = summarise_table(table, args.resamples)
-        write_evaluation(table, summary, output)
-        summaries.append(summary)
-        if args.find_postprocessing:
-            _find_postprocessing(table.predictions, output, args.np)
-    if len(sources) == 1:
-        shown = tables_of(summaries[0])
+    shared: dict[str, Any] = {
+        "output": args.o,
+        "cases": args.cases,
+        "ensembles": args.ensembles,
+        "criterion": args.best,
+        "num_resamples": args.resamples,
+        "num_processes": args.np,
+    }
+    if args.d is None:
+        outcome = api.evaluate(args.p, args.g, dataset_json=args.djfile, partial=args.partial, **shared)
     else:
-        comparison = compare(tables, summaries, args.best, args.resamples)
-        shown = comparison_tables(comparison, len(tables[0].cases))
-        write_comparison(comparison, shown, args.o)
-    for part in shown:
-        print(f"{part.title}\n\n{part.text('simple')}\n")
-    print("written to " + ", ".join(str(output) for _, output in sources))
-    for case, fault in failed.items():
+        outcome = api.evaluate_models(
+            _model_folders(args), folds=args.f, look_for_postprocessing=args.find_postprocessing, **shared
+        )
+    for first, second in outcome.not_ensembled:
+        print(
+            f"no ensemble of {first} and {second}: voxel probabilities are missing; predict with --save_probabilities, "
+            "or train with --npz (nnUNetv2_train ... --val --npz for trained folds)"
+        )
+    for name, rules in outcome.postprocessing.items():
+        print(f"post-processing that helps {name}: {'; '.join(rules) or 'none'}")
+    for table in outcome.tables:
+        print(f"{table.title}\n\n{table.text('simple')}\n")
+    print("written to " + ", ".join(str(folder) for folder in outcome.folders.values()))
+    for case, fault in outcome.failed.items():
         print(f"not evaluated: {case}: {fault}", file=sys.stderr)
-    return EXIT_SOME_FAILED if failed else 0
-
-
-def _folders(args: argparse.Namespace) -> "list[tuple[Predictions, Path]]":
-    from braintum.evaluation.results.predictions import predictions_in_folder
-
-    found = [
-        predictions_in_folder(Path(folder), args.g, args.djfile, args.cases, args.partial, strict=False)
-        for folder in args.p
-    ]
-    several = len(found) > 1
-    outputs = [
-        args.o / predictions.name if several and args.o else args.o or Path(folder)
-        for predictions, folder in zip(found, args.p, strict=True)
-    ]
-    return list(zip(found, outputs, strict=True))
+    return EXIT_SOME_FAILED if outcome.failed else 0
 
 
 def _model_folders(args: argparse.Namespace) -> list[Path]:
@@ -146,50 +122,6 @@ def _model_folders(args: argparse.Namespace) -> list[Path]:
             f"no trained model at {', '.join(str(folder) for folder in folders)}; check -d -tr -p -c"
         )
     return existing
-
-
-def _models(args: argparse.Namespace) -> "list[tuple[Predictions, Path]]":
-    from nnunetv2.utilities.file_path_utilities import folds_tuple_to_string
-
-    from braintum.evaluation.results.predictions import predictions_of_folds
-
-    existing = _model_folders(args)
-    found = [predictions_of_folds(folder, args.f, args.cases, strict=False) for folder in existing]
-    outputs = []
-    for predictions, folder in zip(found, existing, strict=True):
-        folds = tuple(sorted(set(predictions.fold_of_case.values())))
-        default = folder / f"crossval_results_folds_{folds_tuple_to_string(folds)}"
-        outputs.append(default if args.o is None else args.o / predictions.name if len(existing) > 1 else args.o)
-    return list(zip(found, outputs, strict=True))
-
-
-def _ensembles(
-    sources: "Sequence[tuple[Predictions, Path]]", args: argparse.Namespace
-) -> "list[tuple[Predictions, Path]]":
-    from braintum.evaluation.results.ensembles import can_be_ensembled, ensemble
-
-    found = []
-    for (first, _), (second, _) in itertools.combinations(sources, 2):
-        output = args.o / f"ensemble___{first.name}___{second.name}"
-        if can_be_ensembled((first, second)):
-            found.append((ensemble((first, second), output, args.np), output))
-        else:
-            print(
-                f"no ensemble of {first.name} and {second.name}: voxel probabilities are missing; predict with "
-                "--save_probabilities, or train with --npz (nnUNetv2_train ... --val --npz for trained folds)"
-            )
-    return found
-
-
-def _find_postprocessing(predictions: "Predictions", output: Path, n_processes: int) -> None:
-    from braintum.evaluation.results.find_postprocessing import collect_masks, find_postprocessing
-
-    if not predictions.fold_of_case:  # an ensemble: nnU-Net's rules belong to one model
-        return
-    model_folder = next(iter(predictions.masks.values())).parents[2]
-    collect_masks(predictions, model_folder, output)
-    rules = find_postprocessing(output, next(iter(predictions.references.values())).parent, n_processes)
-    print(f"post-processing that helps {predictions.name}: {'; '.join(rules) or 'none'}")
 
 
 def main() -> int:

@@ -116,67 +116,46 @@ def predict(argv: list[str] | None = None) -> int:
         prepare_device,  # late: "-h" and a mistyped flag should answer at once
     )
 
-    device = prepare_device(args.device)
+    loading: dict[str, Any] = {
+        "device": prepare_device(args.device),
+        "step_size": args.step_size,
+        "mirroring": not args.disable_tta,
+        "onnx": args.onnx,
+        "trust_checkpoint": args.trust_checkpoint,
+        "verbose": args.verbose,
+    }
 
-    from braintum.inference.models.segmentation_predictor import SegmentationPredictor
-    from braintum.inference.predict_folder import CLASSES_FILE, predict_folder
-    from braintum.inference.prediction.joint_predictor import JointPredictor
+    from braintum.inference.api import load_predictor, predict_folder
+    from braintum.inference.predict_folder import CLASSES_FILE
     from braintum.inference.results.patients import PATIENTS_FILE
 
     folder = model_folder(args)
-    options: dict[str, Any] = {
-        "tile_step_size": args.step_size,
-        "use_mirroring": not args.disable_tta,
-        "perform_everything_on_device": args.device == "cuda",
-        "device": device,
-        "verbose": args.verbose,
-        "allow_tqdm": False,  # nnU-Net shows a bar a case; ours counts cases
-    }
-    joint_class, segmentation_class = JointPredictor, SegmentationPredictor
-    if args.onnx:
-        from braintum.inference.export.onnx_predictor import OnnxJointPredictor, OnnxSegmentationPredictor
-
-        joint_class, segmentation_class = OnnxJointPredictor, OnnxSegmentationPredictor
-    predictor: SegmentationPredictor = joint_class(**options)
-    class_predictor: JointPredictor | None = None
+    class_model = None
     if args.class_model is not None:
         args.class_checkpoint = args.class_checkpoint or DEFAULT_CHECKPOINT
-        class_predictor = joint_class(**options)
-        class_predictor.initialize_from_trained_model_folder(
-            args.class_model, args.class_folds, args.class_checkpoint, args.trust_checkpoint
+        class_model = load_predictor(
+            args.class_model, folds=args.class_folds, checkpoint=args.class_checkpoint, **loading
         )
-        predictor = segmentation_class(**options)
-    predictor.initialize_from_trained_model_folder(str(folder), args.f, args.chk, args.trust_checkpoint)
-    if args.onnx and len(predictor.configuration_manager.patch_size) == 3:
+    model = load_predictor(folder, folds=args.f, checkpoint=args.chk, classes=class_model is None, **loading)
+    if args.onnx and len(model.configuration_manager.patch_size) == 3:
         print("warning: in 3-D, torch takes less time than onnxruntime; leave --onnx away", file=sys.stderr)
-    calibration = None
-    if args.calibrated:
-        from braintum.inference.results.calibration import calibration_of
-
-        if class_predictor is not None:
-            classified_by = (class_predictor, args.class_checkpoint)
-        else:
-            classified_by = (predictor, args.chk)
-        calibration, warnings = calibration_of(*classified_by, args.aggregation)
-        for warning in warnings:
-            print(f"warning: {warning}", file=sys.stderr)
     outcome = predict_folder(
-        predictor,
         args.i,
         args.o,
+        model,
+        class_model=class_model,
         save_probabilities=args.save_probabilities,
+        calibrated=args.calibrated,
         continue_prediction=args.continue_prediction,
         num_parts=args.num_parts,
         part_id=args.part_id,
         num_workers=args.npp,
         aggregation=args.aggregation,
-        cases_file=args.cases,
-        arguments={name: without_folders(x) if isinstance(x, str) else x for name, x in vars(args).items()},
-        show_progress=not args.disable_progress_bar,
-        class_predictor=class_predictor,
+        cases=args.cases,
         exact=args.exact,
         precision=args.precision,
-        calibration=calibration,
+        show_progress=not args.disable_progress_bar,
+        arguments={name: without_folders(x) if isinstance(x, str) else x for name, x in vars(args).items()},
     )
     skipped = f", {len(outcome.skipped)} were there already" if outcome.skipped else ""
     print(

@@ -69,20 +69,31 @@ def explain(argv: list[str] | None = None) -> int:
 
     device = prepare_device(args.device)
 
-    from braintum.inference.explain_folder import TABLE_FILE, Explainer, explain_folder
-    from braintum.inference.prediction.joint_predictor import JointPredictor
+    from braintum.inference import api
+    from braintum.inference.explain_folder import TABLE_FILE
 
-    predictor = JointPredictor(
-        tile_step_size=args.step_size,
-        use_mirroring=not args.disable_tta,
-        perform_everything_on_device=args.device == "cuda",
+    model = api.load_predictor(
+        model_folder(args),
+        folds=args.f,
+        checkpoint=args.chk,
         device=device,
+        step_size=args.step_size,
+        mirroring=not args.disable_tta,
+        trust_checkpoint=args.trust_checkpoint,
         verbose=args.verbose,
-        allow_tqdm=False,
     )
-    predictor.initialize_from_trained_model_folder(str(model_folder(args)), args.f, args.chk, args.trust_checkpoint)
-    explainer = Explainer.of(predictor, args.method, args.stage, args.class_name, args.g, not args.disable_controls)
-    outcome = explain_folder(explainer, Path(args.i), Path(args.o), args.limit, not args.disable_progress_bar)
+    outcome = api.explain(
+        args.i,
+        args.o,
+        model,
+        method=args.method,
+        stage=args.stage,
+        class_name=args.class_name,
+        labels=args.g,
+        limit=args.limit,
+        controls=not args.disable_controls,
+        show_progress=not args.disable_progress_bar,
+    )
     print(f"{len(outcome.rows)} cases explained, listed in {Path(args.o) / TABLE_FILE}")
     for line in summary(outcome.rows):
         print(line)

@@ -17,9 +17,10 @@ from braintum.inference.explanation.attribution import METHODS, Attribute
 from braintum.inference.explanation.explanation import explain_preprocessed, mask_figures, similarity, to_image_grid
 from braintum.inference.explanation.explanation_files import map_file_ending, write_map, write_overlay
 from braintum.inference.models.model_identity import model_identity
-from braintum.inference.predict_folder import _Model, _preprocess, find_cases
+from braintum.inference.predict_folder import find_cases
 from braintum.inference.prediction.class_evidence import aggregate
 from braintum.inference.prediction.joint_predictor import JointPredictor
+from braintum.inference.prediction.preprocessing import ModelDescription, preprocess_case
 
 TABLE_FILE = "explanations.csv"
 JSON_FILE = "explanations.json"
@@ -115,7 +116,7 @@ class Explainer:
             predictor.configuration_manager,
         )
         schema = predictor.class_schema
-        data, properties = _preprocess(files, _Model.of(predictor, schema))
+        data, properties = preprocess_case(files, ModelDescription.of(predictor))
         logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data))
         probabilities = aggregate(predictor.evidence).probabilities
         predicted_class = schema.class_names[int(probabilities.argmax())]
@@ -202,7 +203,7 @@ def explain_folder(
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is a number of cases, 1 at least, got {limit}")
     predictor = explainer.predictor
-    model = _Model.of(predictor, predictor.class_schema)
+    model = ModelDescription.of(predictor)
     ending = predictor.dataset_json["file_ending"]
     map_file_ending(predictor.plans_manager.image_reader_writer_class, ending)
     cases, failed = find_cases(input_folder, ending, model.num_channels)

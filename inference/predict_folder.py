@@ -13,13 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tqdm import tqdm
 
-from braintum.architectures.input_channels import num_network_channels
 from braintum.commands.provenance import PROVENANCE_FILE, provenance
 from braintum.conversion.files.atomic import (
     atomic_files,
@@ -27,32 +23,25 @@ from braintum.conversion.files.atomic import (
     write_json_atomic,
 )
 from braintum.conversion.files.disk import explain_unwritable, locked_folder
-from braintum.conversion.files.file_checks import DamagedFileError
 from braintum.conversion.files.parallel import prepare_worker
-from braintum.conversion.files.volumes import VolumeError, check_images
 from braintum.conversion.format.calibration import Calibration
 from braintum.conversion.format.cases import ClassSchema
 from braintum.inference.models.model_identity import model_identity
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
-from braintum.inference.models.two_models import check_same_input, preprocessed_alike
-from braintum.inference.prediction.case_streams import in_bulk
+from braintum.inference.prediction.case_streams import fault_of_answer, one_thread, predict_stream
 from braintum.inference.prediction.class_evidence import AggregationMode, ClassVerdict, aggregate
-from braintum.inference.prediction.exact_prediction import predict_one_by_one
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.memory_budget import available_cores
 from braintum.inference.prediction.precision import Precision
+from braintum.inference.prediction.preprocessing import ModelDescription, preprocess_for_all, with_class_predictor
 from braintum.inference.prediction.read_ahead import ReadAhead, fault_of
 from braintum.inference.results.calibration import calibrated_result, is_calibrated_with
 from braintum.inference.results.patients import PATIENTS_FILE, merge_patients, read_patients
-from braintum.inference.results.results import CASE_FILES, case_result, merge_case_results
+from braintum.inference.results.results import CASE_FILES, case_result, merge_case_results, tumour_volume_in_file
 
 CLASSES_FOLDER = "classes"
 CLASSES_FILE = "classes.csv"
 _MOST_READERS = 8
-_NOT_FINITE = (
-    "the network's answer is NaN or infinite; its checkpoint may be damaged: copy the model again, or choose another "
-    "with -chk"
-)
 _ABANDONED_SECONDS = 3600  # a temporary file that is older belongs to no running process
 
 
@@ -76,36 +65,11 @@ class PredictedFolder:
 
 
 @dataclass(frozen=True)
-class _Model:
-    """What worker processes need to know of a model; ``schema`` holds the classes that are predicted with it."""
-
-    plans_manager: PlansManager
-    configuration_manager: ConfigurationManager
-    dataset_json: dict
-    schema: ClassSchema
-
-    @staticmethod
-    def of(predictor: SegmentationPredictor, schema: ClassSchema) -> "_Model":
-        """What a predictor knows of its model.
-
-        Raises:
-            ValueError: the model is the second stage of a cascade.
-        """
-        if predictor.configuration_manager.previous_stage_name is not None:
-            raise ValueError(
-                f"{predictor.model_folder or predictor.trainer_name}: the second stage of a cascade needs a first; "
-                "predict with 3d_fullres or 2d instead"
-            )
-        return _Model(predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json, schema)
-
-    @property
-    def num_channels(self) -> int:
-        return determine_num_input_channels(self.plans_manager, self.configuration_manager, self.dataset_json)
-
-
-@dataclass(frozen=True)
 class _Options:
-    """How to predict; ``queue_length`` cases at most wait between reading, network and writing."""
+    """How to predict; ``queue_length`` cases at most wait between reading, network and writing.
+
+    ``schema`` holds the classes that are predicted.
+    """
 
     aggregation: AggregationMode
     save_probabilities: bool
@@ -113,6 +77,7 @@ class _Options:
     exact: bool
     precision: Precision
     calibration: Calibration | None
+    schema: ClassSchema
 
 
 def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -210,17 +175,9 @@ def predict_folder(
     source, target = Path(input_folder), Path(output_folder)
     if source.resolve() == target.resolve():
         raise ValueError(f"input and output are the same folder, {source}; choose another output folder")
-    if class_predictor is None:
-        if not isinstance(predictor, JointPredictor):
-            raise ValueError(f"a model of {predictor.trainer_name} predicts no classes on its own; add a class model")
-        class_predictor = predictor
+    class_predictor, preprocessing = with_class_predictor(predictor, class_predictor)
     schema = class_predictor.class_schema
-    model = _Model.of(predictor, schema)
-    preprocessing = [model]  # of the class model too, where its images are other arrays
-    if class_predictor is not predictor:
-        check_same_input(predictor, class_predictor)
-        if not preprocessed_alike(predictor, class_predictor):
-            preprocessing.append(_Model.of(class_predictor, schema))
+    model = preprocessing[0]
     ending = model.dataset_json["file_ending"]
     num_readers = min(_MOST_READERS, max(2, available_cores() // 2))  # threads, where no processes
     options = _Options(
@@ -230,6 +187,7 @@ def predict_folder(
         exact=exact,
         precision=precision,
         calibration=calibration,
+        schema=schema,
     )
     cases, failed = find_cases(source, ending, model.num_channels)
     classes_folder = target / CLASSES_FOLDER
@@ -266,10 +224,8 @@ def predict_folder(
     with (
         _executor(num_workers, num_readers, len(todo)) as workers,
         tqdm(total=len(todo), disable=not show_progress) as bar,
+        one_thread(),
     ):
-        # one number of threads for all: nnU-Net sets it within prediction and export, which here run at the same time
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         try:
             predictions = _predict_cases(
                 predictor, class_predictor, cases, todo, preprocessing, target, workers, options
@@ -285,13 +241,11 @@ def predict_folder(
                 "a worker process was killed, most likely because the memory ran out; the cases predicted so far are "
                 "kept, go on with fewer workers: -npp and --continue_prediction"
             ) from error
-        finally:
-            torch.set_num_threads(threads)
     num_patients = None
     with locked_folder(classes_folder):  # of several processes, the last one lists the cases of all
-        listed = merge_case_results(classes_folder, results, model.schema)
+        listed = merge_case_results(classes_folder, results, schema)
         if patients is not None:
-            num_patients = merge_patients(classes_folder, target / PATIENTS_FILE, model.schema, patients)
+            num_patients = merge_patients(classes_folder, target / PATIENTS_FILE, schema, patients)
     return PredictedFolder(predicted, skipped, failed, listed, num_patients)
 
 
@@ -300,14 +254,14 @@ def _predict_cases(
     class_predictor: JointPredictor,
     cases: Mapping[str, list[str]],
     todo: Sequence[str],
-    preprocessing: Sequence[_Model],
+    preprocessing: Sequence[ModelDescription],
     target: Path,
     workers: Executor,
     options: _Options,
 ) -> Iterator[tuple[str, str | None]]:
     """Predict case after case, with reading ahead and writing behind; (case, fault or None) as each is finished."""
     files = {case: cases[case] for case in todo}
-    reader = ReadAhead(workers, partial(_preprocess_for_all, models=preprocessing), files, options.queue_length)
+    reader = ReadAhead(workers, partial(preprocess_for_all, models=preprocessing), files, options.queue_length)
     exports: deque[tuple[str, Future]] = deque()
 
     def finish_oldest_export() -> tuple[str, str | None]:
@@ -315,20 +269,15 @@ def _predict_cases(
         fault = fault_of(export)
         return case, None if fault is None else f"{target / case} could not be written: {fault}"
 
-    # all cores, whatever OMP_NUM_THREADS says: many set it to 1 for nnU-Net's training
-    num_threads = available_cores() if predictor.device.type == "cpu" else 1
-    if options.exact:
-        predictions = predict_one_by_one(predictor, class_predictor, reader, len(todo), num_threads)
-    else:
-        predictions = in_bulk(predictor, class_predictor, reader, len(todo), num_threads, options.precision)
+    predictions = predict_stream(predictor, class_predictor, reader, len(todo), options.exact, options.precision)
     try:
         for predicted in predictions:
             verdict = aggregate(predicted.evidence, options.aggregation)
             while reader.faults:
                 yield reader.faults.popleft()
-            if not (np.isfinite(predicted.logits).all() and np.isfinite(verdict.probabilities).all()):
+            if (fault := fault_of_answer(predicted.logits, verdict)) is not None:
                 reader.properties.pop(predicted.name)
-                yield predicted.name, f"{', '.join(files[predicted.name])}: {_NOT_FINITE}"
+                yield predicted.name, f"{', '.join(files[predicted.name])}: {fault}"
                 continue
             if len(exports) >= options.queue_length:  # results must not pile up in memory
                 yield finish_oldest_export()
@@ -353,45 +302,10 @@ def _executor(num_workers: int, num_threads: int, num_cases: int) -> Executor:
     return ProcessPoolExecutor(max(1, min(num_workers, num_cases)), context, initializer=prepare_worker)
 
 
-def _preprocess_for_all(files: Sequence[str], models: Sequence[_Model]) -> list[tuple[np.ndarray, dict]]:
-    """As :func:`_preprocess`, for one model after the other."""
-    return [_preprocess(files, model) for model in models]
-
-
-def _preprocess(files: Sequence[str], model: _Model) -> tuple[np.ndarray, dict]:
-    """nnU-Net's preprocessing of one case; (C, Z, Y, X) float32.
-
-    Raises:
-        ValueError: the images cannot be read, or are not what the model takes.
-    """
-    preprocessor = model.configuration_manager.preprocessor_class(verbose=False)
-    try:
-        check_images(files)
-        data, _, properties = preprocessor.run_case(
-            list(files), None, model.plans_manager, model.configuration_manager, model.dataset_json
-        )
-    except Exception as error:  # the readers and nnU-Net raise whatever they like, bare assertions included
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        if isinstance(error, (DamagedFileError, VolumeError)):
-            raise ValueError(" ".join(reason)) from error
-        raise ValueError(
-            f"{', '.join(files)}: cannot be read or preprocessed ({reason[-1]}); check the file"
-        ) from error
-    expected = num_network_channels(model.num_channels, model.configuration_manager.configuration)
-    if data.shape[0] != expected:
-        raise ValueError(
-            f"{', '.join(files)}: {data.shape[0]} channels, but the model takes {expected}; convert the "
-            "image as the training data was converted"
-        )
-    if not np.isfinite(data).all():
-        raise ValueError(f"{', '.join(files)}: NaN or infinite intensities; repair the image")
-    return np.ascontiguousarray(data, dtype=np.float32), properties
-
-
 def _export(
     logits: np.ndarray,
     properties: dict,
-    model: _Model,
+    model: ModelDescription,
     target: Path,
     case: str,
     verdict: ClassVerdict,
@@ -416,7 +330,8 @@ def _export(
                 num_threads_torch=1,
             )
             reader_writer = model.plans_manager.image_reader_writer_class()
-            result = case_result(case, verdict, model.schema, partial / f"{case}{ending}", reader_writer)
+            volume = tumour_volume_in_file(partial / f"{case}{ending}", reader_writer)
+            result = case_result(case, verdict, options.schema, volume)
             if options.calibration is not None:
                 result = calibrated_result(result, options.calibration)
         write_json_atomic(target / CLASSES_FOLDER / f"{case}.json", result)

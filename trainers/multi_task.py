@@ -21,7 +21,7 @@ from braintum.evaluation.metrics.classification_metrics import classification_me
 from braintum.inference.models.checkpoints import load_checkpoint_safely
 from braintum.inference.prediction.class_evidence import ClassRecorder, aggregate
 from braintum.inference.prediction.joint_predictor import JointPredictor
-from braintum.inference.results.results import case_result
+from braintum.inference.results.results import case_result, tumour_volume_in_file
 from braintum.trainers.classes.class_supervision import (
     UNKNOWN_CLASS,
     ClassLabels,
@@ -369,8 +369,7 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
                 key,
                 aggregate([fold]),
                 self.class_schema,
-                folder / f"{key}{self.dataset_json['file_ending']}",
-                reader_writer,
+                tumour_volume_in_file(folder / f"{key}{self.dataset_json['file_ending']}", reader_writer),
             )
             for key, fold in zip(keys, evidence, strict=True)
         )

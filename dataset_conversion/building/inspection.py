@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from braintum.commands.errors import InputError
 from braintum.conversion.building.raw_dataset import ConversionRequest
 from braintum.conversion.building.summary import CaseReport
 from braintum.conversion.files.parallel import run_cases
@@ -13,7 +14,7 @@ from braintum.conversion.files.parallel import run_cases
 Item = TypeVar("Item")
 
 
-class SourceError(ValueError):
+class SourceError(InputError):
     """The source has faults; the message lists all of them, each with its remedy."""
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from braintum.commands.errors import InputError
 from braintum.commands.provenance import PROVENANCE_FILE, command_line, versions
 from braintum.conversion.building.pseudonyms import Pseudonyms
 from braintum.conversion.files.atomic import PARTIAL_PREFIX, remove_partial_files, sync_disks, write_json_atomic
@@ -40,7 +41,7 @@ FOLDER_ENDINGS = {"train": "Tr", "test": "Ts"}
 Item = TypeVar("Item")
 
 
-class DatasetTakenError(ValueError):
+class DatasetTakenError(InputError):
     """The data-set number or its folder is in use."""
 
 

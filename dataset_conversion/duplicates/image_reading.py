@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from braintum.commands.errors import InputError
 from braintum.conversion.files.file_checks import MAX_PIXELS, DamagedFileError, check_file
 
 PIL_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -18,7 +19,7 @@ MIN_DECODED = 192
 """JPEG images are decoded at a half, quarter or eighth of their size, as long as neither side gets below this."""
 
 
-class UnreadableImageError(ValueError):
+class UnreadableImageError(InputError):
     """An image cannot be read; the message names file and fault."""
 
 

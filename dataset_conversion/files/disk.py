@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from braintum.commands.errors import FileError
 from braintum.conversion.files.atomic import PARTIAL_PREFIX
 
 try:
@@ -26,7 +27,7 @@ _REMEDIES = {
 }
 
 
-class UnwritableFolderError(OSError):
+class UnwritableFolderError(FileError):
     """A folder takes no more files, whatever they are; going on with the next one makes no sense."""
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from braintum.commands.errors import InputError
+
 MAX_BYTES = 3 * 2**30
 """Of the voxels of one image; larger than any scan of a head."""
 MAX_PIXELS = 16_384
@@ -32,7 +34,7 @@ _COMPLEX = (32, 1792, 2048)
 _SITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".ima")
 
 
-class DamagedFileError(ValueError):
+class DamagedFileError(InputError):
     """A file is not what its name says, or not whole; the message names file and fault."""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from braintum.commands.errors import InputError
 from braintum.conversion.files.atomic import atomic_path
 from braintum.conversion.files.file_checks import DamagedFileError, check_file, check_name
 
@@ -26,7 +27,7 @@ _POSITION, _ORIENTATION = "0020|0032", "0020|0037"
 """DICOM tags: image position and image orientation (patient)."""
 
 
-class VolumeError(ValueError):
+class VolumeError(InputError):
     """A volume cannot be used.
 
     Attributes:

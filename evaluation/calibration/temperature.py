@@ -3,13 +3,14 @@
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+from braintum.commands.errors import InputError
 from braintum.conversion.format.calibration import relative_logs
 
 TEMPERATURE_BOUNDS = (0.05, 20.0)
 _MARGIN = 0.01  # of log T: a minimum nearer to a bound than this is none
 
 
-class NoTemperatureError(ValueError):
+class NoTemperatureError(InputError):
     """The cases determine no temperature."""
 
 

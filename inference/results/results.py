@@ -21,11 +21,7 @@ UNCERTAINTIES = ("predictive_entropy", "mutual_information")
 
 
 def case_result(
-    case: str,
-    verdict: ClassVerdict,
-    schema: ClassSchema,
-    segmentation_file: Path,
-    reader_writer: BaseReaderWriter,
+    case: str, verdict: ClassVerdict, schema: ClassSchema, tumour_volume: tuple[float, str]
 ) -> dict[str, Any]:
     """What is known of a predicted case, ready for JSON.
 
@@ -33,8 +29,7 @@ def case_result(
         case: identifier.
         verdict: aggregated class evidence.
         schema: class names, in the order of the verdict.
-        segmentation_file: the predicted segmentation, already written.
-        reader_writer: nnU-Net's, for that file.
+        tumour_volume: of the predicted segmentation, and its unit.
 
     Returns:
         ``case``, ``predicted_class``, ``confidence``, ``probabilities``, ``per_fold``, ``fold_spread`` and
@@ -50,7 +45,7 @@ def case_result(
             for name, value in zip(schema.class_names, values, strict=True)
         }
 
-    volume, unit = tumour_volume(segmentation_file, reader_writer)
+    volume, unit = tumour_volume
     winner = int(verdict.probabilities.argmax())
     return {
         "case": case,
@@ -69,18 +64,32 @@ def case_result(
     }
 
 
-def tumour_volume(segmentation_file: Path, reader_writer: BaseReaderWriter) -> tuple[float, str]:
-    """Size of the foreground in a segmentation file, and its unit.
+def tumour_volume_in_file(segmentation_file: Path, reader_writer: BaseReaderWriter) -> tuple[float, str]:
+    """As :func:`tumour_volume`, of a segmentation that is written already.
 
-    Returns:
-        mm3 for volumes, mm2 for single slices with a spacing, px for images without one.
+    Args:
+        segmentation_file: its file.
+        reader_writer: nnU-Net's, for that file.
     """
     segmentation, properties = reader_writer.read_seg(str(segmentation_file))
+    return tumour_volume(segmentation[0], properties["spacing"], isinstance(reader_writer, NaturalImage2DIO))
+
+
+def tumour_volume(segmentation: np.ndarray, spacing: Sequence[float], is_picture: bool) -> tuple[float, str]:
+    """Size of the foreground of a segmentation, and its unit.
+
+    Args:
+        segmentation: (Z, Y, X).
+        spacing: as nnU-Net's readers give it, Z, Y, X.
+        is_picture: without a spacing in mm.
+
+    Returns:
+        mm3 for volumes, mm2 for single slices with a spacing, px for pictures.
+    """
     voxels = int(np.count_nonzero(segmentation))
-    if isinstance(reader_writer, NaturalImage2DIO):
+    if is_picture:
         return float(voxels), "px"
-    spacing = properties["spacing"]
-    if segmentation.shape[1] == 1:  # (1, Z, Y, X); the first spacing of a 2-D file is nnU-Net's placeholder
+    if segmentation.shape[0] == 1:  # the first spacing of a 2-D file is nnU-Net's placeholder
         return voxels * float(np.prod(spacing[1:])), "mm2"
     return voxels * float(np.prod(spacing)), "mm3"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from braintum.inference import predict_folder
+from braintum.inference.prediction.preprocessing import preprocess_for_all
 
 
 def start(run: Callable[[], Any], name: str = "", number: int = 0) -> int:
@@ -64,7 +64,7 @@ def preprocess_or_die(files: Sequence[str], models: Sequence[Any]) -> Any:
     """Preprocessing of the prediction; the process is killed, as for want of memory, with case_02."""
     if "case_02" in files[0]:
         os.kill(os.getpid(), signal.SIGKILL)
-    return predict_folder._preprocess_for_all(files, models)
+    return preprocess_for_all(files, models)
 
 
 def visible_files(folder: Path) -> dict[str, bytes]:

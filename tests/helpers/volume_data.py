@@ -141,6 +141,8 @@ def write_dicom_series(
 def verify(folder: Path) -> None:
     """nnU-Net's own check of a data set in its raw format; raises where something is wrong."""
     # imported here: it takes seconds, and only the tests on real data need it
+    from nnunet_runs import threads_for_processes
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
-    verify_dataset_integrity(str(folder), num_processes=1)
+    with threads_for_processes():
+        verify_dataset_integrity(str(folder), num_processes=1)

@@ -17,11 +17,11 @@ from tiny_training import CLASS_NAMES, TinyDataset, save_model, write_images, wr
 
 from braintum.conversion.format.cases import Case, write_cases
 from braintum.inference import cli
-from braintum.inference import predict_folder as folder_prediction
 from braintum.inference.models import segmentation_predictor
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
 from braintum.inference.models.two_models import NORMALIZATION_NAMES, check_same_input
 from braintum.inference.predict_folder import predict_folder
+from braintum.inference.prediction import preprocessing
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.planner.preprocessing.normalization import SCHEME_OF_CHANNEL_NAME
 
@@ -86,9 +86,9 @@ def test_masks_and_classes_are_those_of_each_model_alone(
 
     calls = []
     monkeypatch.setattr(
-        folder_prediction,
-        "_preprocess",
-        lambda *args, run=folder_prediction._preprocess: calls.append(args) or run(*args),
+        preprocessing,
+        "preprocess_case",
+        lambda *args, run=preprocessing.preprocess_case: calls.append(args) or run(*args),
     )
     predictor = load(SegmentationPredictor, *models[0])
     outcome = predict_folder(predictor, images, both, save_probabilities=True, class_predictor=class_predictor)

@@ -36,8 +36,8 @@ from braintum.inference.explanation.explanation import (
     to_image_grid,
 )
 from braintum.inference.explanation.explanation_files import centre_of_interest, write_map
-from braintum.inference.predict_folder import _Model, _preprocess
 from braintum.inference.prediction.joint_predictor import JointPredictor
+from braintum.inference.prediction.preprocessing import ModelDescription, preprocess_case
 from braintum.trainers import registered
 
 CLASSIFYING = [
@@ -263,7 +263,7 @@ def test_map_returns_to_the_voxels_it_came_from(datasets: dict[str, Any], tmp_pa
     axes = {"transpose_forward": [1, 0, 2], "transpose_backward": [1, 0, 2]}
     predictor = make_predictor(datasets, ToyNetwork(), "3d_fullres", **axes)
     predictor.configuration_manager.configuration["spacing"] = [1.0, 2.0, 0.7]
-    data, properties = _preprocess([str(file)], _Model.of(predictor, predictor.class_schema))
+    data, properties = preprocess_case([str(file)], ModelDescription.of(predictor))
     assert data.shape[1:] != array.shape
     plans, configuration = predictor.plans_manager, predictor.configuration_manager
     returned = to_image_grid(data[0], properties, plans, configuration)

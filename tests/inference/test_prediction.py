@@ -16,8 +16,9 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from PIL import Image
 
 from braintum.conversion.format.cases import Case, write_cases
-from braintum.inference.predict_folder import _preprocess, find_cases, predict_folder
+from braintum.inference.predict_folder import find_cases, predict_folder
 from braintum.inference.prediction.joint_predictor import JointPredictor
+from braintum.inference.prediction.preprocessing import preprocess_case
 
 
 def make_model(
@@ -224,7 +225,9 @@ def test_patients_of_divided_predictions(model: Path, nnunet_folders: Any, tmp_p
     ids=["NaN", "channels", "nnU-Net's assertions"],
 )
 def test_preprocessing_faults_name_file_and_remedy(data: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("braintum.inference.predict_folder.check_images", lambda files: None)  # there are none
+    monkeypatch.setattr(
+        "braintum.inference.prediction.preprocessing.check_images", lambda files: None
+    )  # there are none
 
     class Preprocessor:
         def __init__(self, verbose: bool) -> None: ...
@@ -237,7 +240,7 @@ def test_preprocessing_faults_name_file_and_remedy(data: Any, message: str, monk
     configuration = SimpleNamespace(preprocessor_class=Preprocessor, configuration={})
     model = SimpleNamespace(configuration_manager=configuration, plans_manager=None, dataset_json={}, num_channels=1)
     with pytest.raises(ValueError, match=message):
-        _preprocess(["x_0000.nii.gz"], model)  # type: ignore[arg-type]
+        preprocess_case(["x_0000.nii.gz"], model)  # type: ignore[arg-type]
 
 
 def test_network_that_answers_nan(model: Path, nnunet_folders: Any, tmp_path: Path) -> None:
@@ -263,7 +266,7 @@ def test_lanes_give_nnunets_files(
     expected = {file.name: file.read_bytes() for file in stock.glob("*.nii.gz")}
     assert len(expected) > 3
     for cores in (1, 3):
-        monkeypatch.setattr("braintum.inference.predict_folder.available_cores", lambda cores=cores: cores)
+        monkeypatch.setattr("braintum.inference.prediction.case_streams.available_cores", lambda cores=cores: cores)
         ours = tmp_path / str(cores)
         predict_folder(load_predictor(JointPredictor, model), images, ours, show_progress=False)
         assert {file.name: file.read_bytes() for file in ours.glob("*.nii.gz")} == expected

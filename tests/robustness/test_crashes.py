@@ -316,7 +316,7 @@ def test_killed_worker_of_a_prediction(
     prediction(tmp_path / "whole")
     expected = visible_files(tmp_path / "whole")
     with monkeypatch.context() as patched:
-        patched.setattr(predict_folder_module, "_preprocess_for_all", preprocess_or_die)
+        patched.setattr(predict_folder_module, "preprocess_for_all", preprocess_or_die)
         with pytest.raises(OSError, match="a worker process was killed, .* fewer workers: -npp and --continue_pred"):
             prediction(tmp_path / "out", num_workers=1)
     assert visible_files(tmp_path / "out").items() <= expected.items()

@@ -1,7 +1,10 @@
 """Settings of our trainers that users change without writing a class: environment variables, in nnU-Net's manner."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from unittest.mock import patch
 
 TASK_BALANCING = ("fixed", "uncertainty", "pcgrad")
 AUGMENTATION = ("default", "gpu", "cpu")
@@ -56,6 +59,21 @@ class TrainingSettings:
         if settings.deterministic and settings.seed is None:
             raise ValueError("braintum_deterministic=1 needs a seed; set the environment variable braintum_seed too")
         return settings
+
+    @contextmanager
+    def in_environment(self) -> Iterator[None]:
+        """Within the block, trainers find these settings and no others, also in processes that it starts.
+
+        Raises:
+            ValueError: see :meth:`from_environment`.
+        """
+        with patch.dict(os.environ):
+            for name, value in asdict(self).items():
+                os.environ.pop(f"braintum_{name}", None)
+                if value is not None:
+                    os.environ[f"braintum_{name}"] = str(int(value) if isinstance(value, bool) else value)
+            self.from_environment()
+            yield
 
 
 def _choice(name: str, options: tuple[str, ...]) -> str:

@@ -10,6 +10,7 @@ import pytest
 from natural_image_data import CIRCLE, ELLIPSE, POLYGON, request, save, slice_image, write_br35h
 from phantom_data import digest
 from PIL import Image
+from volume_data import verify
 
 from braintum.conversion.building.inspection import SourceError
 from braintum.conversion.building.via import Region, read_annotations, region_mask
@@ -280,8 +281,6 @@ def test_yes_and_no_alone(source, raw):
 @pytest.mark.skipif("BRAINTUM_TEST_DATA" not in os.environ, reason="BRAINTUM_TEST_DATA is not set")
 @pytest.mark.parametrize("options", [{}, {"pool": True}, {"official_split": True}], ids=str)
 def test_real_images_pass_nnunets_integrity_check(raw, options):
-    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
-
     source = Path(os.environ["BRAINTUM_TEST_DATA"]) / "br35h"
     # 90 outlined, 60 of yes, of which 30 are outlined, and 60 of no
     assert convert(request(source, raw), **options).n_cases == 180
@@ -292,4 +291,4 @@ def test_real_images_pass_nnunets_integrity_check(raw, options):
         assert len(splits[0]["val"]) == 20
     else:
         check_splits(splits, cases)
-    verify_dataset_integrity(str(raw / NAME), num_processes=1)
+    verify(raw / NAME)

@@ -10,6 +10,7 @@ import pytest
 from natural_image_data import blob, brisc_path, noisy_mask, request, save, slice_image, write_brisc
 from phantom_data import digest, fail_at
 from PIL import Image
+from volume_data import verify
 
 from braintum.conversion.building import natural_images
 from braintum.conversion.building.inspection import SourceError
@@ -341,8 +342,6 @@ def test_colours_become_luminance(tmp_path):
 @pytest.mark.skipif("BRAINTUM_TEST_DATA" not in os.environ, reason="BRAINTUM_TEST_DATA is not set")
 @pytest.mark.parametrize("pool", [False, True])
 def test_real_images_pass_nnunets_integrity_check(raw, pool, caplog):
-    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
-
     source = Path(os.environ["BRAINTUM_TEST_DATA"]) / "brisc2025"
     with caplog.at_level(logging.WARNING):
         result = convert(request(source, raw), pool=pool)
@@ -354,4 +353,4 @@ def test_real_images_pass_nnunets_integrity_check(raw, pool, caplog):
     assert ("test part leaks" in caplog.text) is not pool
     assert "ignore" not in json.loads((raw / NAME / "dataset.json").read_text(encoding="utf-8"))["labels"]
     check_splits(json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8")), cases)
-    verify_dataset_integrity(str(raw / NAME), num_processes=1)
+    verify(raw / NAME)

@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from natural_image_data import request, write_br35h, write_brisc, write_kaggle4
 from phantom_data import digest, fail_at, write_source
 from PIL import Image
+from volume_data import verify
 
 from braintum.conversion.building.inspection import SourceError
 from braintum.conversion.building.raw_dataset import STATE_FILE
@@ -346,8 +347,6 @@ def test_command(raw, monkeypatch, capsys):
 
 @pytest.mark.skipif("BRAINTUM_TEST_DATA" not in os.environ, reason="BRAINTUM_TEST_DATA is not set")
 def test_real_data_sets_pass_nnunets_integrity_check(tmp_path):
-    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
-
     data, raw = Path(os.environ["BRAINTUM_TEST_DATA"]), tmp_path / "raw"
     br35h.convert(request(data / "br35h", raw, BR35H, "Br35H"))
     kaggle4.convert(request(data / "kaggle_4class", raw, KAGGLE, "Kaggle4"))
@@ -355,4 +354,4 @@ def test_real_data_sets_pass_nnunets_integrity_check(tmp_path):
     assert run(raw, BR35H, KAGGLE).n_cases == 180 + 112 - 30
     cases = read_cases(raw / NAME / "cases.csv").values()
     check_splits(json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8")), cases)
-    verify_dataset_integrity(str(raw / NAME), num_processes=1)
+    verify(raw / NAME)

@@ -9,6 +9,7 @@ import pytest
 from natural_image_data import request, save, slice_image, write_kaggle4
 from phantom_data import digest
 from PIL import Image
+from volume_data import verify
 
 from braintum.conversion.building.inspection import SourceError
 from braintum.conversion.format.cases import read_cases
@@ -135,11 +136,9 @@ def test_folder_without_images_is_refused(tmp_path, raw):
 @pytest.mark.skipif("BRAINTUM_TEST_DATA" not in os.environ, reason="BRAINTUM_TEST_DATA is not set")
 @pytest.mark.parametrize("pool", [False, True])
 def test_real_images_pass_nnunets_integrity_check(raw, pool):
-    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
-
     source = Path(os.environ["BRAINTUM_TEST_DATA"]) / "kaggle_4class"
     assert convert(request(source, raw), pool=pool).n_cases == 112
     cases = read_cases(raw / NAME / "cases.csv", CLASSES).values()
     assert sum(case.split == "test" for case in cases) == (0 if pool else 32)
     check_splits(json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8")), cases)
-    verify_dataset_integrity(str(raw / NAME), num_processes=1)
+    verify(raw / NAME)

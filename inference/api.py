@@ -1,0 +1,375 @@
+"""Python API: prediction, explanation, and trained models as networks."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from torch import nn
+from torch._dynamo import OptimizedModule
+
+from braintum.commands.boundary import api_function
+from braintum.commands.errors import BraintumWarning
+from braintum.commands.model_arguments import DEFAULT_CHECKPOINT
+from braintum.conversion.format.calibration import Calibration
+from braintum.inference import explain_folder as explanation
+from braintum.inference import predict_folder as folders
+from braintum.inference.models.segmentation_predictor import SegmentationPredictor
+from braintum.inference.predict_case import Image, Prediction, one_case, predict_case
+from braintum.inference.prediction.class_evidence import AggregationMode
+from braintum.inference.prediction.devices import usable_device
+from braintum.inference.prediction.joint_predictor import JointPredictor
+from braintum.inference.prediction.precision import Precision
+from braintum.inference.prediction.preprocessing import ModelDescription, preprocess_array, preprocess_case
+from braintum.inference.results.calibration import calibration_of
+
+__all__ = ["explain", "load_model", "load_predictor", "predict", "predict_folder", "preprocess"]
+
+Path_ = str | os.PathLike[str]
+Model = Path_ | SegmentationPredictor
+"""A model folder, which is then loaded as by :func:`load_predictor`, or what that returned."""
+
+
+@api_function()
+def load_predictor(
+    model: Path_,
+    *,
+    folds: Sequence[int | str] | None = None,
+    checkpoint: str = DEFAULT_CHECKPOINT,
+    device: str | torch.device | None = None,
+    step_size: float = 0.5,
+    mirroring: bool = True,
+    classes: bool = True,
+    onnx: bool = False,
+    trust_checkpoint: bool = False,
+    verbose: bool = False,
+) -> SegmentationPredictor:
+    """Load a trained model once, for many calls of :func:`predict`, :func:`predict_folder` and :func:`explain`.
+
+    Example:
+        >>> predictor = bt.load_predictor(folder.parent, folds=[0], device="cpu")
+        >>> predictor.folds
+        [0]
+
+    Args:
+        model: folder of a trained model, with ``plans.json`` and ``fold_X``.
+        folds: to average, or ``["all"]``; None for all that are trained.
+        checkpoint: file within each fold.
+        device: such as ``cuda`` or ``cpu``; None for CUDA where there is it, else the CPU.
+        step_size: of the sliding window, as a share of the patch.
+        mirroring: average over mirrored images: slower, a little more accurate.
+        classes: False for the masks of any model of nnU-Net, whose classes another model predicts.
+        onnx: what ``braintum_export`` exported, by onnxruntime on the CPU.
+        trust_checkpoint: load checkpoints that run code; know who made them.
+        verbose: let nnU-Net say what it does.
+
+    Raises:
+        InputError: a file of the model is damaged or not safe, or it predicts no classes; or no such device.
+        MissingFileError: a file of the model is missing.
+    """
+    chosen = usable_device("cpu" if onnx and device is None else device)
+    predictor_class = JointPredictor if classes else SegmentationPredictor
+    if onnx:
+        from braintum.inference.export import onnx_predictor
+
+        predictor_class = onnx_predictor.OnnxJointPredictor if classes else onnx_predictor.OnnxSegmentationPredictor
+    with redirect_stdout(None):  # nnU-Net prints of every other device that it is not CUDA
+        predictor = predictor_class(
+            tile_step_size=step_size,
+            use_mirroring=mirroring,
+            perform_everything_on_device=chosen.type == "cuda",
+            device=chosen,
+            verbose=verbose,
+            allow_tqdm=False,  # nnU-Net shows a bar a case; ours counts cases
+        )
+    predictor.initialize_from_trained_model_folder(os.fspath(model), folds, checkpoint, trust_checkpoint)
+    return predictor
+
+
+@api_function()
+def predict(
+    image: Image,
+    model: Model,
+    *,
+    spacing: Sequence[float] | None = None,
+    class_model: Model | None = None,
+    probabilities: bool = False,
+    calibrated: bool = False,
+    aggregation: AggregationMode = "weighted",
+    exact: bool = False,
+    precision: Precision = "float32",
+) -> Prediction:
+    """Predict mask and class of one case: what ``braintum_predict`` writes of it, in memory.
+
+    Example:
+        >>> found = bt.predict("case_0000.nii.gz", predictor)
+        >>> found.mask.shape, found.volume_unit
+        ((64, 64), 'mm2')
+        >>> found.predicted_class in found.class_probabilities
+        True
+        >>> array = np.zeros((1, 64, 64), np.float32)  # (channel, [Z,] Y, X)
+        >>> bt.predict(array, predictor, spacing=(0.9, 0.9)).mask.shape
+        (64, 64)
+
+    Args:
+        image: the channels' files; or an array (channel, [Z,] Y, X), or one array ([Z,] Y, X) a channel, with the
+            intensities and the orientation that a file of the training data would have.
+        model: folder of a trained model, or what :func:`load_predictor` returned.
+        spacing: of an array in mm, [Z,] Y, X; files have their own, and models of pictures (PNG) know none.
+        class_model: predicts the classes, where ``model`` is to predict the masks only.
+        probabilities: also return those of the voxels.
+        calibrated: calibrate the class probabilities with what ``braintum_calibrate`` stored in the model.
+        aggregation: of class evidence over windows: ``weighted``, ``mean`` or ``max``.
+        exact: nnU-Net's order of computation, whose masks are nnU-Net's; slower.
+        precision: of the network on CPUs, as ``-precision``.
+
+    Raises:
+        InputError: the image cannot be read, is not what the model takes, or lacks its spacing.
+        MissingFileError: a file is missing.
+        UnsupportedError: the model turns images while it reads them.
+    """
+    predictor, class_predictor = _pair(model, class_model)
+    case, given = one_case(image, spacing, predictor.dataset_json["file_ending"])
+    return predict_case(
+        predictor,
+        given,
+        spacing,
+        case,
+        probabilities,
+        class_predictor,
+        aggregation,
+        exact,
+        precision,
+        _calibration(class_predictor or predictor, aggregation) if calibrated else None,
+    )
+
+
+@api_function()
+def predict_folder(
+    images: Path_,
+    output: Path_,
+    model: Model,
+    *,
+    class_model: Model | None = None,
+    save_probabilities: bool = False,
+    calibrated: bool = False,
+    continue_prediction: bool = False,
+    num_parts: int = 1,
+    part_id: int = 0,
+    num_workers: int = 0,
+    aggregation: AggregationMode = "weighted",
+    cases: Path_ | None = None,
+    exact: bool = False,
+    precision: Precision = "float32",
+    show_progress: bool = True,
+    arguments: dict[str, Any] | None = None,
+) -> folders.PredictedFolder:
+    """Predict every case in a folder, as ``braintum_predict`` does.
+
+    Example:
+        >>> outcome = bt.predict_folder("images", "predictions", predictor)
+        >>> outcome.failed
+        {}
+
+    Args:
+        images: folder of images named ``CASE_0000.<ending>``, …
+        output: folder for masks, ``classes/<case>.json`` and ``classes.csv``; made if need be.
+        model: folder of a trained model, or what :func:`load_predictor` returned.
+        class_model: predicts the classes, where ``model`` is to predict the masks only.
+        save_probabilities: also write the voxel probabilities (``.npz``).
+        calibrated: see :func:`predict`.
+        continue_prediction: leave complete cases alone.
+        num_parts: number of runs that share the folder.
+        part_id: which of them this is, from 0.
+        num_workers: processes for reading, preprocessing and writing; 0 for threads.
+        aggregation: see :func:`predict`.
+        cases: a ``cases.csv`` with patients, for ``patients.csv``.
+        exact: see :func:`predict`.
+        precision: see :func:`predict`.
+        show_progress: a bar over the cases.
+        arguments: to be recorded in ``predict_from_raw_data_args.json``.
+
+    Returns:
+        The cases that were predicted, and what is wrong with the others.
+
+    Raises:
+        InputError: input and output are one folder, or the models or the files in the output do not fit together.
+        MissingFileError: no such folder, or no images in it.
+        FileError: the output folder cannot be written to, or a worker process was killed.
+    """
+    predictor, class_predictor = _pair(model, class_model)
+    return folders.predict_folder(
+        predictor,
+        images,
+        output,
+        save_probabilities=save_probabilities,
+        continue_prediction=continue_prediction,
+        num_parts=num_parts,
+        part_id=part_id,
+        num_workers=num_workers,
+        aggregation=aggregation,
+        cases_file=cases,
+        arguments=arguments,
+        show_progress=show_progress,
+        class_predictor=class_predictor,
+        exact=exact,
+        precision=precision,
+        calibration=_calibration(class_predictor or predictor, aggregation) if calibrated else None,
+    )
+
+
+@api_function()
+def explain(
+    images: Path_,
+    output: Path_,
+    model: Model,
+    *,
+    method: str = "hirescam",
+    stage: int | None = None,
+    class_name: str | None = None,
+    labels: Path_ | None = None,
+    limit: int | None = None,
+    controls: bool = True,
+    show_progress: bool = True,
+) -> explanation.ExplainedFolder:
+    """Show where a model looks when it names the class of each image, as ``braintum_explain`` does.
+
+    Example:
+        >>> explained = bt.explain("images", "explanations", predictor, limit=1)
+        >>> explained.rows[0]["method"]
+        'hirescam'
+
+    Args:
+        images: folder of images named ``CASE_0000.<ending>``, …
+        output: folder for a map and a picture a case, and two tables; made if need be.
+        model: folder of a trained model, or what :func:`load_predictor` returned.
+        method: ``gradcam``, ``hirescam`` or ``integrated_gradients``.
+        stage: of the features that are explained, 0 for the deepest; None for the deepest with 7 positions an axis.
+        class_name: to explain; None for the predicted one of each case.
+        labels: folder of true label maps.
+        limit: explain so many cases only, spread evenly over the folder.
+        controls: compare with weights drawn anew; takes three times as long.
+        show_progress: a bar over the cases.
+
+    Returns:
+        A row a case, and what is wrong with the others.
+
+    Raises:
+        InputError: unknown method, class or stage, or a model without classes.
+        MissingFileError: a folder is missing.
+        UnsupportedError: images that explanations are not supported for.
+    """
+    predictor = _loaded(model)
+    if not isinstance(predictor, JointPredictor):
+        raise ValueError(f"a model of {predictor.trainer_name} predicts no classes on its own: nothing to explain")
+    explainer = explanation.Explainer.of(
+        predictor, method, stage, class_name, None if labels is None else Path(labels), controls
+    )
+    return explanation.explain_folder(explainer, Path(images), Path(output), limit, show_progress)
+
+
+@api_function()
+def load_model(
+    model: Path_,
+    *,
+    fold: int | str = 0,
+    checkpoint: str = DEFAULT_CHECKPOINT,
+    device: str | torch.device | None = None,
+    trust_checkpoint: bool = False,
+) -> nn.Module:
+    """The network of a trained model with the weights of one fold, in evaluation mode.
+
+    ``network(x)`` returns the masks' logits (B, label, [Z,] Y, X), and ``network(x, with_classes=True)`` of a model
+    that classifies also the classes' logits (B, class), which are in the order of ``dataset.json``. ``x`` holds windows
+    (B, channel, [Z,] Y, X) of *preprocessed* images, of the plan's patch size: see :func:`preprocess`.
+
+    Example:
+        >>> network = bt.load_model(folder.parent, fold=0, device="cpu")
+        >>> windows = bt.preprocess("case_0000.nii.gz", predictor).transpose(0, 1)  # slices as a batch
+        >>> masks, classes = network(windows, with_classes=True)
+        >>> classes.shape
+        torch.Size([1, 3])
+
+    Args:
+        model: folder of a trained model, also of a stock one.
+        fold: whose weights.
+        checkpoint: file within the fold.
+        device: that the network is to be on; None for CUDA where there is it, else the CPU.
+        trust_checkpoint: load checkpoints that run code; know who made them.
+
+    Raises:
+        InputError: a file of the model is damaged or not safe.
+        MissingFileError: a file of the model is missing.
+    """
+    predictor = load_predictor(
+        model, folds=[fold], checkpoint=checkpoint, device=device, classes=False, trust_checkpoint=trust_checkpoint
+    )
+    network = predictor.network
+    if isinstance(network, OptimizedModule):
+        network = network._orig_mod
+    network.load_state_dict(predictor.list_of_parameters[0])
+    return network.to(predictor.device).eval()
+
+
+@api_function()
+def preprocess(image: Image, model: Model, *, spacing: Sequence[float] | None = None) -> torch.Tensor:
+    """What the network of a model is given of a case: nnU-Net's cropping, normalisation and resampling.
+
+    Smaller images are padded to the plan's patch size, as nnU-Net pads them; larger ones are to be cut into windows of
+    it. A 2-D network takes slices: move Z to the front.
+
+    Example:
+        >>> bt.preprocess(array, predictor, spacing=(0.9, 0.9)).ndim
+        4
+
+    Args:
+        image: see :func:`predict`.
+        model: folder of a trained model, or what :func:`load_predictor` returned.
+        spacing: see :func:`predict`.
+
+    Returns:
+        (channel, Z, Y, X), float32, on the CPU; in the plan's order of axes and spacing.
+
+    Raises:
+        InputError: see :func:`predict`.
+        MissingFileError: see :func:`predict`.
+    """
+    predictor = _loaded(model, classes=False)
+    _, given = one_case(image, spacing, predictor.dataset_json["file_ending"])
+    description = ModelDescription.of(predictor)
+    if isinstance(given, np.ndarray):
+        data, _ = preprocess_array(given, spacing, description)
+    else:
+        data, _ = preprocess_case(given, description)
+    patch_size = description.configuration_manager.patch_size
+    return pad_nd_image(torch.from_numpy(data), patch_size, "constant", {"value": 0})
+
+
+def _loaded(model: Model, classes: bool = True) -> SegmentationPredictor:
+    return model if isinstance(model, SegmentationPredictor) else load_predictor(model, classes=classes)
+
+
+def _pair(model: Model, class_model: Model | None) -> tuple[SegmentationPredictor, JointPredictor | None]:
+    """Predictors of the masks and, where it is another one, of the classes.
+
+    Raises:
+        ValueError: the class model predicts no classes.
+    """
+    if class_model is None:
+        return _loaded(model), None
+    class_predictor = _loaded(class_model)
+    if not isinstance(class_predictor, JointPredictor):
+        raise ValueError(f"the class model, of {class_predictor.trainer_name}, was loaded without its classes")
+    return _loaded(model, classes=False), class_predictor
+
+
+def _calibration(predictor: SegmentationPredictor, aggregation: str) -> Calibration:
+    calibration, doubts = calibration_of(predictor, predictor.checkpoint_name or DEFAULT_CHECKPOINT, aggregation)
+    for doubt in doubts:
+        warnings.warn(doubt, BraintumWarning, stacklevel=4)  # the caller of the API's function
+    return calibration

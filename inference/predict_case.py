@@ -1,0 +1,166 @@
+"""One case in memory: what ``braintum_predict`` writes of it, as arrays and numbers."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+
+from braintum.conversion.format.calibration import Calibration
+from braintum.inference.models.segmentation_predictor import SegmentationPredictor
+from braintum.inference.prediction.case_streams import fault_of_answer, one_thread, predict_stream
+from braintum.inference.prediction.class_evidence import AggregationMode, aggregate
+from braintum.inference.prediction.joint_predictor import JointPredictor
+from braintum.inference.prediction.precision import Precision
+from braintum.inference.prediction.preprocessing import (
+    image_spacing,
+    preprocess_array,
+    preprocess_case,
+    with_class_predictor,
+)
+from braintum.inference.results.calibration import calibrated_result
+from braintum.inference.results.results import case_result, tumour_volume
+
+Image = str | os.PathLike[str] | np.ndarray | Sequence[str | os.PathLike[str]] | Sequence[np.ndarray]
+"""A file or an array a channel, or one array of all channels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What is predicted of a case.
+
+    Attributes:
+        case: its name.
+        mask: ([Z,] Y, X), integers, on the grid of the image.
+        labels: name → value in the mask, as in ``dataset.json``; of a region, its values.
+        spacing: of that grid in mm, [Z,] Y, X; None for pictures, which have none.
+        predicted_class: the most probable one.
+        confidence: its probability.
+        class_probabilities: class → probability.
+        tumour_volume: size of all that is not background.
+        volume_unit: ``mm3``; ``mm2`` of single slices; ``px`` of pictures.
+        probabilities: (label, [Z,] Y, X), float32, background included; (region, …) of models of regions. None where
+            they were not asked for.
+        details: all that ``classes/<case>.json`` holds, see
+            :func:`braintum.inference.results.results.case_result`: also each fold, spread, uncertainty, calibration.
+    """
+
+    case: str
+    mask: np.ndarray
+    labels: Mapping[str, Any]
+    spacing: tuple[float, ...] | None
+    predicted_class: str
+    confidence: float
+    class_probabilities: Mapping[str, float]
+    tumour_volume: float
+    volume_unit: str
+    probabilities: np.ndarray | None
+    details: Mapping[str, Any]
+
+
+def one_case(image: Image, spacing: Sequence[float] | None, file_ending: str) -> tuple[str, list[str] | np.ndarray]:
+    """Name of a case, and its files or its array.
+
+    Args:
+        image: what a user gave.
+        spacing: likewise.
+        file_ending: that the name is without.
+
+    Raises:
+        ValueError: a folder, a mixture of files and arrays, or a spacing beside files.
+        FileNotFoundError: a file is missing.
+    """
+    entries = [image] if isinstance(image, (str, os.PathLike)) else image
+    if isinstance(entries, np.ndarray) or not any(isinstance(entry, (str, os.PathLike)) for entry in entries):
+        return "case", np.asarray(entries)
+    files = [Path(entry) for entry in entries]  # type: ignore[arg-type]
+    if spacing is not None:
+        raise ValueError(f"{files[0]} has its own spacing; leave the argument away")
+    for file in files:
+        if file.is_dir():
+            raise ValueError(f"{file} is a folder, not an image; predict the images in it with predict_folder")
+        if not file.is_file():
+            raise FileNotFoundError(f"no image at {file}")
+    name = files[0].name.removesuffix(file_ending)
+    return re.sub(r"_\d{4}$", "", name), [str(file) for file in files]
+
+
+def predict_case(
+    predictor: SegmentationPredictor,
+    image: Sequence[str] | np.ndarray,
+    spacing: Sequence[float] | None = None,
+    case: str = "case",
+    save_probabilities: bool = False,
+    class_predictor: JointPredictor | None = None,
+    aggregation: AggregationMode = "weighted",
+    exact: bool = True,
+    precision: Precision = "auto",
+    calibration: Calibration | None = None,
+) -> Prediction:
+    """Predict segmentation and class of one case; see :func:`braintum.inference.predict_folder.predict_folder`.
+
+    Args:
+        predictor: initialised; predicts the masks.
+        image: files, one a channel, or an array (C, [Z,] Y, X).
+        spacing: of an array, in mm.
+        case: name.
+        save_probabilities: also return the voxel probabilities.
+        class_predictor: initialised; predicts the classes, where another model is to do so.
+        aggregation: of class evidence.
+        exact: nnU-Net's order of computation; else in bulk.
+        precision: of the network in bulk.
+        calibration: to be applied to the class probabilities.
+
+    Raises:
+        ValueError: the image cannot be read, or is not what the model takes; or the network's answer is NaN.
+        NotImplementedError: the model turns images while it reads them.
+    """
+    class_predictor, models = with_class_predictor(predictor, class_predictor)
+    model, schema = models[0], class_predictor.class_schema
+    reader = model.plans_manager.image_reader_writer_class.__name__
+    if reader.endswith("WithReorient"):
+        raise NotImplementedError(f"{reader} of this model turns images while it reads them; predict a folder of files")
+    arrays = [
+        preprocess_array(image, spacing, each) if isinstance(image, np.ndarray) else preprocess_case(image, each)
+        for each in models
+    ]
+    properties = arrays[0][1]
+    with one_thread():
+        preprocessed = [(case, [data for data, _ in arrays])]
+        (predicted,) = predict_stream(predictor, class_predictor, preprocessed, 1, exact, precision)
+        verdict = aggregate(predicted.evidence, aggregation)
+        if (fault := fault_of_answer(predicted.logits, verdict)) is not None:
+            raise ValueError(f"{case}: {fault}")
+        converted = convert_predicted_logits_to_segmentation_with_correct_shape(
+            predicted.logits,
+            model.plans_manager,
+            model.configuration_manager,
+            model.plans_manager.get_label_manager(model.dataset_json),
+            properties,
+            return_probabilities=save_probabilities,
+            num_threads_torch=1,
+        )
+    mask, probabilities = converted if save_probabilities else (converted, None)
+    volume = tumour_volume(mask, properties["spacing"], model.reads_pictures)
+    result = case_result(case, verdict, schema, volume)
+    if calibration is not None:
+        result = calibrated_result(result, calibration)
+    grid = image_spacing(properties, model)
+    if grid is None or len(grid) == 2:
+        mask, probabilities = mask[0], None if probabilities is None else probabilities[:, 0]
+    return Prediction(
+        case,
+        mask,
+        model.dataset_json["labels"],
+        grid,
+        result["predicted_class"],
+        result["confidence"],
+        result["probabilities"],
+        *volume,
+        probabilities,
+        result,
+    )
