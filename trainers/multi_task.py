@@ -3,13 +3,11 @@
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join
 from nnunetv2.paths import nnUNet_raw
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock_module
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.helpers import dummy_context
 from torch import autocast, nn
@@ -29,7 +27,7 @@ from braintum.trainers.classes.class_supervision import (
     covered_shares,
     patch_weights,
 )
-from braintum.trainers.classes.permuted_labels import PERMUTATION_SEED, control_results_folder, with_permuted_training
+from braintum.trainers.classes.permuted_labels import PERMUTATION_SEED, control_folder, with_permuted_training
 from braintum.trainers.classes.progress import MultiTaskLogger
 from braintum.trainers.classes.validation_results import write_validation_results
 from braintum.trainers.losses.task_balancing import LOG_VARIANCES, UncertaintyWeighting, build_balancing
@@ -73,14 +71,22 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
                 "to classify. Convert the data with braintum_convert, or train with a stock nnU-Net trainer"
             )
         plans["classification"] = entry  # a stock planner knows nothing of it
-        with control_results_folder(fold):
-            super().__init__(plans, configuration, fold, dataset_json, device)
+        super().__init__(plans, configuration, fold, dataset_json, device)
         self.class_schema = schema
         self.logger.local_logger = MultiTaskLogger()
         self.balancing = build_balancing(
             self.settings.task_balancing, self.recipe.lowest_segmentation_loss, self.is_ddp
         ).to(self.device)
         self._shape_of_case: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def output_folder_base(self) -> str | None:
+        """Folder of the model, see :func:`braintum.trainers.classes.permuted_labels.control_folder`."""
+        return self._output_folder_base
+
+    @output_folder_base.setter
+    def output_folder_base(self, folder: str | None) -> None:  # nnU-Net sets it, and derives all others from it
+        self._output_folder_base = control_folder(folder, self.fold)
 
     # ------------------------------------------------------------------ optimiser
 
@@ -345,21 +351,18 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
 
     # ------------------------------------------------------------------ final validation
 
+    def validation_predictor(self, **options: Any) -> JointPredictor:
+        """nnU-Net's predictor, which keeps the class evidence too."""
+        self._predictor = JointPredictor(**options)
+        return self._predictor
+
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Stock's validation, which also writes ``validation/classes.csv`` and ``validation/classification.json``."""
-        predictors: list[JointPredictor] = []
-
-        def joint_predictor(*args: Any, **kwargs: Any) -> JointPredictor:
-            predictors.append(JointPredictor(*args, **kwargs))
-            return predictors[-1]
-
-        # what stock calls by this name does the same and keeps the class evidence
-        with patch.object(stock_module, "nnUNetPredictor", joint_predictor):
-            super().perform_actual_validation(save_probabilities)
+        super().perform_actual_validation(save_probabilities)
         _, keys = self.do_split()
         keys = keys[self.local_rank :: dist.get_world_size()] if self.is_ddp else keys
         keys = self.dataset_class(self.preprocessed_dataset_folder, keys).identifiers
-        evidence = predictors[0].evidence
+        evidence = self._predictor.evidence
         if len(evidence) != len(keys):
             raise RuntimeError(f"{len(keys)} validation cases but class evidence of {len(evidence)}")
         folder = Path(self.output_folder) / "validation"

@@ -8,6 +8,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from braintum.architectures.input_channels import num_network_channels
+from braintum.architectures.old_names import current_architecture
 
 ChooseNetwork = Callable[[ConfigurationManager], type[nn.Module]]
 """The class of the network, for a configuration of the plans."""
@@ -25,7 +26,7 @@ def segmentation_network(choose: ChooseNetwork, **options: Any) -> BuildNetwork:
 
     Returns:
         ``build_network_architecture`` of a trainer, to be made static. It raises ValueError where the plans'
-        ``neighbouring_slices`` makes no sense.
+        ``neighbouring_slices`` makes no sense, or they name a class that version 0.1 never had.
     """
 
     def build_network_architecture(
@@ -37,10 +38,12 @@ def segmentation_network(choose: ChooseNetwork, **options: Any) -> BuildNetwork:
     ) -> nn.Module:
         """``num_input_channels`` counts the channels of the images; neighbouring slices of the plan come on top."""
         network_class = choose(configuration_manager)
+        architecture = configuration_manager.configuration["architecture"]
+        architecture = current_architecture(architecture, f"{plans_manager.plans_name}.json")
         network = get_network_from_plans(
             f"{network_class.__module__}.{network_class.__qualname__}",
-            {**configuration_manager.network_arch_init_kwargs, **options},
-            configuration_manager.network_arch_init_kwargs_req_import,
+            {**architecture["arch_kwargs"], **options},
+            architecture["_kw_requires_import"],
             num_network_channels(num_input_channels, configuration_manager.configuration),
             num_output_channels,
             allow_init=True,

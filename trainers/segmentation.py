@@ -1,26 +1,24 @@
 """Base of all our trainers: nnU-Net's trainer, told by a recipe what to do."""
 
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
-from unittest.mock import patch
 
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock_module
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from braintum.architectures.weights_fingerprint import weights_fingerprint
-from braintum.commands.provenance import PROVENANCE_FILE, content_hash, provenance
+from braintum.commands.provenance import PROVENANCE_FILE, provenance
+from braintum.commands.seams import replaced
 from braintum.conversion.files.atomic import atomic_writes_of, write_json_atomic
 from braintum.conversion.format.calibration import CALIBRATION_KEY, stored_calibration
 from braintum.evaluation.metrics.segmentation_metrics import metrics_on_folder
@@ -28,14 +26,13 @@ from braintum.inference.models.checkpoints import to_builtin
 from braintum.trainers.data.device_batches import AugmentedBatches, device_loader_class
 from braintum.trainers.data.seeded_batches import (
     NETWORK,
-    TRAINING,
-    VALIDATION,
     compute_deterministically,
     seed_everything,
-    seeded_batches,
+    seeded_iterators,
     stream_of_rank,
 )
 from braintum.trainers.data.slice_sampling import SliceSampling, data_loader_class
+from braintum.trainers.identity import training_identity
 from braintum.trainers.losses.losses import UpsamplingDeepSupervisionLoss
 from braintum.trainers.recipes.recipe import ParameterGroup, Recipe
 from braintum.trainers.recipes.schedule import PerGroupLR, epochs_without_improvement
@@ -218,6 +215,11 @@ class SegmentationTrainer(nnUNetTrainer):
             return self.device.type == "cuda"
         return self.settings.augmentation == "gpu"
 
+    def do_split(self) -> tuple[Any, Any]:
+        """As stock, which writes the splits where there are none."""
+        with atomic_writes_of(stock_module):
+            return super().do_split()
+
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
         """Stock loaders that draw slices by :attr:`slice_sampling`; under a seed, reproducible ones around them.
 
@@ -235,40 +237,20 @@ class SegmentationTrainer(nnUNetTrainer):
 
     def _loaders(self) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
         """Iterators over training and validation batches, and the loaders behind them."""
-        if self.seed is None:
-            iterators = self._loaders_by_policy()
-            training, validation = (getattr(made, "generator", None) or made.data_loader for made in iterators)
-            return iterators, (training, validation)
-        num_processes = get_allowed_n_proc_DA()
-        with patch.dict(os.environ, nnUNet_n_proc_DA="0"):  # gives the loaders without worker processes
-            training, validation = (made.data_loader for made in self._loaders_by_policy())
-        first_epoch, pin_memory = self.current_epoch, self.device.type == "cuda"
-        iterators = (
-            seeded_batches(
-                training,
-                self.seed,
-                stream_of_rank(TRAINING, self.local_rank),
-                first_epoch,
-                self.num_iterations_per_epoch,
-                num_processes,
-                pin_memory,
-            ),
-            seeded_batches(
-                validation,
-                self.seed,
-                stream_of_rank(VALIDATION, self.local_rank),
-                first_epoch,
-                self.num_val_iterations_per_epoch,
-                num_processes // 2,
-                pin_memory,
-            ),
-        )
-        return iterators, (training, validation)
-
-    def _loaders_by_policy(self) -> tuple[Any, Any]:
         choose = device_loader_class if self.augments_on_device else data_loader_class
-        with patch.object(stock_module, "nnUNetDataLoader", choose(self.slice_sampling)):
-            return super().get_dataloaders()
+        # nnU-Net's method makes the loaders, and starts their workers, with all that it prepares for them
+        stand_ins: dict[str, Any] = {"nnUNetDataLoader": choose(self.slice_sampling)}
+        if self.seed is not None:
+            stand_ins["get_allowed_n_proc_DA"] = lambda: 0  # the workers of seeded batches are others
+        with replaced(stock_module, **stand_ins):
+            iterators = super().get_dataloaders()
+        training, validation = (getattr(made, "generator", None) or made.data_loader for made in iterators)
+        if self.seed is not None:
+            batches_per_epoch = self.num_iterations_per_epoch, self.num_val_iterations_per_epoch
+            iterators = seeded_iterators(
+                training, validation, self.seed, self.local_rank, self.current_epoch, batches_per_epoch, self.device
+            )
+        return iterators, (training, validation)
 
     # ------------------------------------------------------------------ epochs
 
@@ -393,29 +375,21 @@ class SegmentationTrainer(nnUNetTrainer):
         self.save_checkpoint(join(self.output_folder, name))
         self.current_epoch += 1
 
+    def validation_predictor(self, **options: Any) -> nnUNetPredictor:
+        """Predictor of the final validation."""
+        return nnUNetPredictor(**options)
+
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Stock's validation, with the metrics of :mod:`braintum.evaluation.metrics.segmentation_metrics`."""
         if self.local_rank == 0:
             begin_validation(Path(self.output_folder) / "validation")
-        with (
-            patch.object(stock_module, "compute_metrics_on_folder", metrics_on_folder),
-            patch.object(stock_module, "export_prediction_from_logits", export_completely),
+        with replaced(  # one long method, which predicts, writes and evaluates
+            stock_module,
+            nnUNetPredictor=self.validation_predictor,
+            compute_metrics_on_folder=metrics_on_folder,
+            export_prediction_from_logits=export_completely,
         ):
             super().perform_actual_validation(save_probabilities)
         if self.local_rank == 0:
-            write_json_atomic(Path(self.output_folder) / "validation" / PROVENANCE_FILE, provenance(**self.identity()))
-
-    def identity(self) -> dict[str, Any]:
-        """What was trained, and how, ready for JSON."""
-        plans = self.plans_manager.plans
-        return {
-            "model": {
-                "trainer": type(self).__name__,
-                "plans": plans["plans_name"],
-                "plans_hash": content_hash({k: v for k, v in plans.items() if k != "continue_training"}),
-                "weights": {str(self.fold): weights_fingerprint(self.bare_network.state_dict())},
-            },
-            "configuration": self.configuration_name,
-            "num_epochs": self.num_epochs,
-            "settings": {name: value for name, value in asdict(self.settings).items() if value is not None},
-        }
+            made_by = provenance(**training_identity(self))
+            write_json_atomic(Path(self.output_folder) / "validation" / PROVENANCE_FILE, made_by)

@@ -1,7 +1,5 @@
 """Preprocessing that is fast for slices, and that can give a slice its neighbours as channels."""
 
-from unittest.mock import patch
-
 import blosc2
 import numpy as np
 from nnunetv2.preprocessing.cropping import cropping
@@ -12,6 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from scipy.ndimage import binary_fill_holes
 
 from braintum.architectures.input_channels import neighbouring_slices
+from braintum.commands.seams import replaced
 from braintum.planner.preprocessing.neighbouring_slices import stack_neighbouring_slices
 from braintum.planner.preprocessing.preprocessing_run import preprocess_dataset
 
@@ -52,7 +51,7 @@ class BrainTumPreprocessor(DefaultPreprocessor):
         Raises:
             ValueError: ``neighbouring_slices`` of the plans makes no sense.
         """
-        with patch.object(cropping, "binary_fill_holes", _fill_holes):
+        with replaced(cropping, binary_fill_holes=_fill_holes):  # a function that a function of a function calls
             data, seg, properties = super().run_case_npy(
                 data, seg, properties, plans_manager, configuration_manager, dataset_json
             )

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
-from unittest.mock import patch
+
+from braintum.commands.seams import replaced
 
 PARTIAL_PREFIX = ".partial-"
 
@@ -159,7 +160,7 @@ def atomic_writes_of(module: ModuleType) -> Iterator[None]:
     """Makes what a module of nnU-Net saves and copies in the block atomic.
 
     nnU-Net writes plans, `dataset.json` and splits in place: whoever reads them then, or after the process was killed,
-    finds half a file.
+    finds half a file. It does so in the midst of methods that do much else, so there is no hook to override.
 
     Args:
         module: one that calls `save_json` and `shutil.copy` or `shutil.copyfile` by these names.
@@ -170,5 +171,5 @@ def atomic_writes_of(module: ModuleType) -> Iterator[None]:
             partial.write_text(json.dumps(content, sort_keys=sort_keys, indent=indent), encoding="utf-8")
 
     atomic_copies = SimpleNamespace(**{**vars(shutil), "copy": copy_atomic, "copyfile": copy_atomic})
-    with patch.object(module, "save_json", save_json), patch.object(module, "shutil", atomic_copies):
+    with replaced(module, save_json=save_json, shutil=atomic_copies):
         yield

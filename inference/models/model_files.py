@@ -15,6 +15,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from braintum.architectures.old_names import current_architecture
 from braintum.conversion.files import json_files
 from braintum.conversion.files.json_files import CLASSIFICATION_SCHEMA
 
@@ -136,7 +137,7 @@ def read_plans(file: str | os.PathLike[str]) -> PlansManager:
 
 
 def checked_configuration(plans: PlansManager, name: str, file: str | os.PathLike[str]) -> ConfigurationManager:
-    """A configuration whose classes and sizes may be used.
+    """A configuration whose classes and sizes may be used; classes have the names of now, whatever the plans say.
 
     Args:
         plans: of :func:`read_plans`.
@@ -156,7 +157,7 @@ def checked_configuration(plans: PlansManager, name: str, file: str | os.PathLik
     json_files.check_schema(content, _CONFIGURATION, file, _AGAIN, f"configuration {name}, ")
     if len(content["patch_size"]) != len(content["spacing"]):
         raise ValueError(f"{file}: configuration {name}: patch size and spacing differ in dimensions; copy it again")
-    architecture = content["architecture"]
+    architecture = content["architecture"] = current_architecture(content["architecture"], file)
     _check_class(architecture["network_class_name"], _NETWORKS, file)
     for argument in architecture["_kw_requires_import"]:
         layer = architecture["arch_kwargs"].get(argument)
@@ -178,7 +179,7 @@ def check_size(build: Callable[[], nn.Module], file: str | os.PathLike[str]) -> 
     try:
         with torch.device("meta"):
             network = build()
-    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, IndexError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError, LookupError, ImportError) as error:
         raise ValueError(f"{file}: its network cannot be built ({error}); copy the model again") from error
     count = sum(parameter.numel() for parameter in network.parameters())
     if count > _MAX_PARAMETERS:
@@ -199,8 +200,8 @@ def _check_class(path: Any, prefixes: tuple[str, ...], file: Path) -> None:
         found = pydoc.locate(path)
     except pydoc.ErrorDuringImport as error:
         raise ValueError(f"{file} names {path}, which cannot be imported: {error}") from error
-    if found is None and prefixes == _NETWORKS:
-        return  # moved since: nnU-Net looks for its last part within dynamic_network_architectures
+    if found is None and prefixes == _NETWORKS and path.startswith(_NETWORKS[0]):
+        return  # moved since: nnU-Net looks for its last part there
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ValueError(f"{file} names {path} as a part of the network, which is no network and no layer")
 

@@ -34,8 +34,11 @@ FOLDERS = {
     "planner": "braintum_planner",
     "trainers": "trainers",
 }
-NOT_IMPORTABLE = {"tests", "benchmarks", "conftest", *FOLDERS.values()}
-"""What an installation does not have; a folder's own name, importable in a checkout, would load a module twice."""
+NOT_IMPORTABLE = {"tests", "benchmarks", "conftest", "unittest", *FOLDERS.values()}
+"""What an installation does not have; a folder's own name, importable in a checkout, would load a module twice.
+
+Nor does it need what is for tests: nnU-Net is not patched at run time, see :mod:`braintum.commands.seams`.
+"""
 
 
 @dataclass(frozen=True)

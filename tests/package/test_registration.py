@@ -32,6 +32,19 @@ print(hasattr(shim, "OurTrainer") and shim.OurTrainer.origin)
 """
 
 
+SHIM_OF_0_1 = f'''{registration.MARKER}
+"""Makes braintum's trainers visible to nnU-Net, which looks for classes only in modules on disk."""
+
+try:
+    from braintum_commands.lookup import classes
+except ModuleNotFoundError as error:  # braintum was uninstalled: nnU-Net goes on without it
+    if (error.name or "").partition(".")[0] != "braintum_commands":
+        raise
+else:
+    globals().update(classes("trainers"))
+'''
+
+
 @dataclass(frozen=True)
 class Site:
     """Folder of packages for programs that see nothing else but the standard library."""
@@ -236,6 +249,14 @@ class TestModules:
         shutil.rmtree(site.folder / "braintum")
         (site.folder / "braintum" / "commands" / "__pycache__").mkdir(parents=True)
         assert site.output(SCAN_TRAINERS) == "False"
+
+    def test_module_of_version_0_1(self, site):
+        """It looks for a package that is gone: nnU-Net goes on, without our classes, until it is rewritten."""
+        site.register()
+        (site.nnunet / registration.SHIMS["trainers"]).write_text(SHIM_OF_0_1)
+        assert site.output(SCAN_TRAINERS) == "False"
+        site.register()
+        assert site.output(SCAN_TRAINERS) == "ours"
 
     def test_missing_dependency_is_not_hidden(self, site):
         site.register()

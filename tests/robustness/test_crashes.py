@@ -226,6 +226,13 @@ def test_two_trainings_at_once(training: Callable[..., None], tmp_path: Path) ->
     check_same_models(tmp_path / "at_once", tmp_path / "sequential")
 
 
+def test_splits_that_nnunet_makes(training: Callable[..., None], nnunet_folders: Any, tmp_path: Path) -> None:
+    splits = nnunet_folders.preprocessed / "Dataset007_Tiny" / "splits_final.json"
+    splits.unlink()
+    killed_before(splits.name, 1, lambda: training(tmp_path / "results"))
+    assert not splits.exists()
+
+
 def test_checkpoint_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "checkpoint_latest.pth"
     file.write_text("old")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 TRAINING, VALIDATION, NETWORK = range(3)
@@ -119,6 +120,34 @@ def seeded_batches(
             num_workers=num_processes,
             pin_memory=pin_memory,
         )
+    )
+
+
+def seeded_iterators(
+    training: Any,
+    validation: Any,
+    seed: int,
+    rank: int,
+    first_epoch: int,
+    batches_per_epoch: tuple[int, int],
+    device: torch.device,
+) -> tuple[Iterator[dict], Iterator[dict]]:
+    """Endless batches for training and validation, with as many workers as nnU-Net would have.
+
+    Args:
+        training: nnU-Net's loader, see :func:`seeded_batches`.
+        validation: nnU-Net's loader.
+        seed: of the run.
+        rank: of this process in a distributed training.
+        first_epoch: where to begin.
+        batches_per_epoch: for training and validation.
+        device: that the batches are for.
+    """
+    workers, pin_memory = get_allowed_n_proc_DA(), device.type == "cuda"
+    streams = stream_of_rank(TRAINING, rank), stream_of_rank(VALIDATION, rank)
+    return (
+        seeded_batches(training, seed, streams[0], first_epoch, batches_per_epoch[0], workers, pin_memory),
+        seeded_batches(validation, seed, streams[1], first_epoch, batches_per_epoch[1], workers // 2, pin_memory),
     )
 
 

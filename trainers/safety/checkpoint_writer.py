@@ -8,12 +8,13 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any
-from unittest.mock import patch
 
 import torch
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock_module
 
+from braintum.commands.seams import replaced
 from braintum.trainers.safety.crash_safety import complete_or_absent
 
 _MOST_WRITES = 2  # that are under way or wait: each holds a copy of weights and optimiser
@@ -23,20 +24,13 @@ _LOGGER = logging.getLogger(__name__)
 def checkpoint_of(save_checkpoint: Callable[[str], None]) -> dict[str, Any] | None:
     """What nnU-Net's ``save_checkpoint`` would write; None where it writes nothing.
 
-    It holds the live weights: see :func:`on_cpu`.
+    It makes the content and writes it in one method; only its own ``torch.save`` is another here, no other thread's.
+    The content holds the live weights: see :func:`on_cpu`.
     """
     caught: list[dict[str, Any]] = []
-    filename = "caught before it is written"
-    save = torch.save
-
-    def catch(content: Any, file: Any, *args: Any, **kwargs: Any) -> None:
-        if file is filename:
-            caught.append(content)
-        else:  # another thread's
-            save(content, file, *args, **kwargs)
-
-    with patch.object(torch, "save", catch):
-        save_checkpoint(filename)
+    catching = SimpleNamespace(**{**vars(torch), "save": lambda content, file: caught.append(content)})
+    with replaced(stock_module, torch=catching):
+        save_checkpoint("caught before it is written")
     return caught[0] if caught else None
 
 
