@@ -134,7 +134,7 @@ def predict(
         UnsupportedError: the model turns images while it reads them.
     """
     predictor, class_predictor = _pair(model, class_model)
-    case, given = one_case(image, spacing, predictor.dataset_json["file_ending"])
+    case, given = one_case(image, spacing, ModelDescription.of(predictor))
     return predict_case(
         predictor,
         given,
@@ -340,8 +340,8 @@ def preprocess(image: Image, model: Model, *, spacing: Sequence[float] | None = 
         MissingFileError: see :func:`predict`.
     """
     predictor = _loaded(model, classes=False)
-    _, given = one_case(image, spacing, predictor.dataset_json["file_ending"])
     description = ModelDescription.of(predictor)
+    _, given = one_case(image, spacing, description)
     if isinstance(given, np.ndarray):
         data, _ = preprocess_array(given, spacing, description)
     else:

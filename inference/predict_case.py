@@ -17,6 +17,7 @@ from braintum.inference.prediction.class_evidence import AggregationMode, aggreg
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.precision import Precision
 from braintum.inference.prediction.preprocessing import (
+    ModelDescription,
     image_spacing,
     preprocess_array,
     preprocess_case,
@@ -62,16 +63,18 @@ class Prediction:
     details: Mapping[str, Any]
 
 
-def one_case(image: Image, spacing: Sequence[float] | None, file_ending: str) -> tuple[str, list[str] | np.ndarray]:
+def one_case(
+    image: Image, spacing: Sequence[float] | None, model: ModelDescription
+) -> tuple[str, list[str] | np.ndarray]:
     """Name of a case, and its files or its array.
 
     Args:
         image: what a user gave.
         spacing: likewise.
-        file_ending: that the name is without.
+        model: that is to take it.
 
     Raises:
-        ValueError: a folder, a mixture of files and arrays, or a spacing beside files.
+        ValueError: a folder, more or fewer files than channels, or a spacing beside files.
         FileNotFoundError: a file is missing.
     """
     entries = [image] if isinstance(image, (str, os.PathLike)) else image
@@ -85,7 +88,9 @@ def one_case(image: Image, spacing: Sequence[float] | None, file_ending: str) ->
             raise ValueError(f"{file} is a folder, not an image; predict the images in it with predict_folder")
         if not file.is_file():
             raise FileNotFoundError(f"no image at {file}")
-    name = files[0].name.removesuffix(file_ending)
+    if len(files) != model.num_channels:
+        raise ValueError(f"the model takes {model.num_channels} channel(s), a file each, but {len(files)} are given")
+    name = files[0].name.removesuffix(model.dataset_json["file_ending"])
     return re.sub(r"_\d{4}$", "", name), [str(file) for file in files]
 
 

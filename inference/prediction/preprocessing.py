@@ -124,6 +124,8 @@ def preprocess_array(
             f"the image has shape {image.shape}, but the model takes {model.num_channels} channel(s); give an array "
             "(channel, [Z,] Y, X)"
         )
+    if not np.isfinite(image).all():
+        raise ValueError("the image: NaN or infinite intensities; repair the image")
     num_axes = image.ndim - 1
     if model.reads_pictures:
         if spacing is not None or num_axes != 2:

@@ -21,7 +21,7 @@ from braintum.inference.cli import predict as command
 from braintum.inference.prediction.preprocessing import ModelDescription, preprocess_case
 
 SHAPES = {"2d": (40, 36), "3d_fullres": (12, 20, 18), "png": (40, 36)}
-TRAINER = "nnUNetTrainerMultiTask"
+TRAINERS = {"2d": "nnUNetTrainerMultiTask", "3d_fullres": "nnUNetTrainerJointUNet"}
 
 
 @pytest.fixture(autouse=True)
@@ -35,13 +35,13 @@ def make_model(folders: Any, kind: str, folds: tuple[int, ...] = (0, 1)) -> Path
     """A model of two folds that resamples; ``png`` for one of pictures."""
     dataset = write_preprocessed(folders.preprocessed, "2d" if kind == "png" else kind)
     if kind != "png":
-        return save_model(dataset, TRAINER, folds, "checkpoint_final.pth", spacing=1.5)
+        return save_model(dataset, TRAINERS[kind], folds, "checkpoint_final.pth", spacing=1.5)
     pictures = TinyDataset(
         {**dataset.plans, "image_reader_writer": "NaturalImage2DIO"},
         {**dataset.dataset_json, "file_ending": ".png"},
         dataset.configuration,
     )
-    return save_model(pictures, TRAINER, folds, "checkpoint_final.pth", spacing=1.5)
+    return save_model(pictures, TRAINERS["2d"], folds, "checkpoint_final.pth", spacing=1.5)
 
 
 def make_images(folder: Path, kind: str) -> dict[str, Path]:
@@ -209,7 +209,7 @@ def test_network_has_the_weights_of_its_fold(nnunet_folders: Any, tmp_path: Path
         (np.full((1, 40, 36), np.nan), (1, 1), "the image: NaN or infinite intensities; repair the image"),
         ("{folder}", None, "is a folder, not an image; predict the images in it with predict_folder"),
         ("{file}", (1, 1), "has its own spacing; leave the argument away"),
-        (["{file}", "{file}"], None, "2 channels, but the model takes 1"),
+        (["{file}", "{file}"], None, r"takes 1 channel\(s\), a file each, but 2 are given"),
     ],
 )
 def test_images_that_the_model_does_not_take(
