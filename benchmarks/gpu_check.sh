@@ -23,7 +23,7 @@ model=$nnUNet_results/Dataset999_Demo/nnUNetTrainerMultiTask__BrainTumLightPlans
 
 demo() {
     braintum_demo --device "$device" --out "$work/demo" --epochs 5 --iterations 50 --spacing 0.98
-    nnUNetv2_predict -i "$work/demo/held_out" -o "$work/stock" -d 999 -c 2d -f 0 -p BrainTumLightPlans \
+    nnUNetv2_predict -i "$work/demo/held_out/images" -o "$work/stock" -d 999 -c 2d -f 0 -p BrainTumLightPlans \
         -tr nnUNetTrainerMultiTask -device "$device" --disable_progress_bar
     # under autocast: the share is the answer
     python "$here/prediction/compare_masks.py" "$work/stock" "$work/demo/predictions" || true
@@ -45,7 +45,7 @@ iteration() {
 }
 
 prediction() {
-    python "$here/prediction/prediction_speed.py" -m "$model" -i "$work/demo/held_out" -device "$device"
+    python "$here/prediction/prediction_speed.py" -m "$model" -i "$work/demo/held_out/images" -device "$device"
     python "$here/prediction/prediction_speed.py" --untrained-3d -n 1 -device "$device"
 }
 

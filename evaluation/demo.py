@@ -1,83 +1,78 @@
 """``braintum_demo``: the main job end to end, with the commands that a user types."""
 
 import argparse
-import json
 import os
+import shlex
 import shutil
-import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from braintum.commands.command import run_command
+from braintum.commands.stages import Stages, duration
+from braintum.evaluation.demo_stages import DATASET_ID, NUM_SLICES, PLANS, Demo, run_stages
 
-DATASET_ID = 999
+_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 _MARKER = ".braintum_demo"
+_SLICES_PER_PROCESS = 500
+"""A process takes as long to start as to do this many slices."""
+
+# seconds on two cores, to tell the user what to expect
+_ONCE, _PER_SLICE, _PER_PIXEL = 75, 0.25, 4e-5
+_FIELD_OF_VIEW = 251
+"""Edge of Figshare's slices in mm."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="braintum_demo",
-        description="Convert, plan, preprocess, train, predict the held-out fold and print its figures; on synthetic "
-        "head phantoms, or on the Figshare data set in its original layout. Everything lands in one folder.",
+        description="Convert, plan, preprocess, train, predict the held-out fold, and show its figures and a picture "
+        "of some cases; on synthetic head phantoms, or on the Figshare data set in its original layout. Everything "
+        "lands in one folder.",
     )
     parser.add_argument("--data", type=Path, help="folder of the Figshare .mat files; default: synthetic phantoms")
     parser.add_argument("--out", type=Path, default=Path("demo_output"), help="default: %(default)s")
     parser.add_argument("--fold", type=int, default=0, help="held-out fold; default: %(default)s")
     parser.add_argument("--epochs", type=int, default=10, help="default: %(default)s")
     parser.add_argument("--iterations", type=int, default=30, help="per epoch; default: %(default)s")
-    parser.add_argument("--spacing", type=float, default=1.96, help="target spacing in mm; default: %(default)s")
+    parser.add_argument("--spacing", type=float, default=2.6, help="target spacing in mm; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: CUDA where there is one")
+    parser.add_argument("--verbose", action="store_true", help="show what the other commands say, and no bar")
     return parser
 
 
 def demo(argv: list[str] | None = None) -> int:
     """Run the command; see ``braintum_demo -h``."""
     args = build_parser().parse_args(argv)
-    out = _fresh_folder(args.out.resolve())
-    environment = _environment(out, args)
-    device = args.device or _default_device()
-    source = args.data
-    if source is None:
-        from braintum.conversion.sources.phantoms import write_figshare_phantoms
-
-        _step("synthetic phantoms in Figshare's layout")
-        source = out / "source"
-        write_figshare_phantoms(source, n_patients=40, slices_per_patient=5)
-    dataset, plans, trainer = str(DATASET_ID), "BrainTumLightPlans", "nnUNetTrainerMultiTask"
-    spacing, processes = str(args.spacing), environment["nnUNet_def_n_proc"]
-
-    def run(*command: str) -> None:
-        _run(command, environment)
-
-    run("braintum_convert", "figshare", str(source), "-d", dataset, "--name", "Demo", "-np", processes)
-    run(
-        *("nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", "2d"),
-        *("-fpe", "BrainTumFingerprintExtractor", "-pl", "BrainTumPlannerLight"),
-        *("-overwrite_target_spacing", spacing, spacing, "--verify_dataset_integrity"),
-        *("-npfp", processes, "-np", processes, "--no_pbar"),
+    started = time.monotonic()
+    show = Demo(
+        out=_fresh_folder(_from_here(args.out)),
+        data=args.data,
+        fold=args.fold,
+        epochs=args.epochs,
+        iterations=args.iterations,
+        spacing=args.spacing,
+        device=args.device or _default_device(),
+        num_slices=NUM_SLICES if args.data is None else sum(1 for _ in args.data.rglob("[0-9]*.mat")),
     )
-    run("nnUNetv2_train", dataset, "2d", str(args.fold), "-p", plans, "-tr", trainer, "-device", device)
-    raw = Path(environment["nnUNet_raw"]) / f"Dataset{DATASET_ID}_Demo"
-    held_out, labels = _copy_held_out_cases(raw, args.fold, out / "held_out")
-    predictions = out / "predictions"
-    run(
-        *("braintum_predict", "-i", str(held_out), "-o", str(predictions), "-d", dataset, "-c", "2d"),
-        *("-p", plans, "-tr", trainer, "-f", str(args.fold), "-device", device),
-    )
-    run(
-        *("braintum_evaluate", "-p", str(predictions), "-g", str(labels), "--cases", str(raw / "cases.csv")),
-        *("-o", str(out / "evaluation"), "-np", processes),
-    )
-    model = next((out / "nnUNet_results").glob("*/*"))
+    for name in _FOLDERS:
+        (show.out / name).mkdir()
+        os.environ[name] = str(show.out.resolve() / name)  # nnU-Net, in this process too, looks there
+    stages = Stages(show.out / "log.txt", _environment(show, args.seed), args.verbose)
+    what = "slices of synthetic phantoms" if args.data is None else f"slices from {args.data}"
+    log = "" if args.verbose else f"; what the tools say, in {stages.log_file}"
     print(
-        f"\nmodel          {model}\n"
-        f"training curve {next(model.glob('fold_*/progress.png'))}\n"
-        f"segmentations  {predictions}\n"
-        f"classes        {predictions / 'classes.csv'}\n"
-        f"figures        {out / 'evaluation'}"
+        f"{show.num_slices} {what}, about {_expected_minutes(show)} minutes on 2 cores.\n"
+        f"Everything lands in {show.out}{log}.\n",
+        flush=True,
+    )
+    summary = run_stages(show, stages)
+    print(
+        f"\nAll of it took {duration(time.monotonic() - started)}.\n\n{headlines(show, summary)}\n\n{what_next(show)}"
     )
     return 0
 
@@ -97,20 +92,10 @@ def _fresh_folder(out: Path) -> Path:
     return out
 
 
-def _environment(out: Path, args: argparse.Namespace) -> dict[str, str]:
-    processes = str(max(1, min(4, os.cpu_count() or 1)))
-    environment = {
-        **os.environ,
-        **{name: str(out / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")},
-        "nnUNet_def_n_proc": processes,
-        "nnUNet_n_proc_DA": processes,
-        "braintum_num_epochs": str(args.epochs),
-        "braintum_num_iterations_per_epoch": str(args.iterations),
-        "braintum_seed": str(args.seed),
-    }
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        Path(environment[name]).mkdir()
-    return environment
+def _from_here(path: Path) -> Path:
+    """Relative to the working directory where it lies in it; else absolute."""
+    absolute = Path(os.path.abspath(path))  # not resolved: the interpreter of a virtual environment is a link
+    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute
 
 
 def _default_device() -> str:
@@ -119,38 +104,65 @@ def _default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _step(title: str) -> None:
-    print(f"\n=== {title}", flush=True)
+def _environment(show: Demo, seed: int) -> dict[str, str]:
+    processes = min(4, os.cpu_count() or 1)
+    return {
+        # threads that wait must not keep the cores busy: with other programs beside it, training takes thrice the time
+        "OMP_WAIT_POLICY": "passive",
+        **os.environ,
+        "nnUNet_def_n_proc": str(max(1, min(processes, show.num_slices // _SLICES_PER_PROCESS))),
+        "nnUNet_n_proc_DA": str(processes),
+        "braintum_num_epochs": str(show.epochs),
+        "braintum_num_iterations_per_epoch": str(show.iterations),
+        "braintum_seed": str(seed),
+    }
 
 
-def _run(command: tuple[str, ...], environment: dict[str, str]) -> None:
-    """Run one of the commands that were installed beside this interpreter.
-
-    Raises:
-        ValueError: it failed.
-    """
-    _step(" ".join(command))
-    started = time.monotonic()
-    program = Path(sys.executable).parent / command[0]
-    code = subprocess.run([str(program), *command[1:]], env=environment, check=False).returncode
-    if code != 0:
-        raise ValueError(f"{command[0]} failed with exit code {code}; its message is above")
-    print(f"=== {command[0]} took {time.monotonic() - started:.0f} s", flush=True)
+def _expected_minutes(show: Demo) -> int:
+    batches = 1.2 * show.epochs * show.iterations  # with those of the validation
+    pixels = (_FIELD_OF_VIEW / show.spacing) ** 2
+    return max(1, round((_ONCE + _PER_SLICE * show.num_slices + _PER_PIXEL * pixels * batches) / 60))
 
 
-def _copy_held_out_cases(raw: Path, fold: int, target: Path) -> tuple[Path, Path]:
-    """Folders of the images and of the true masks of a fold."""
-    splits = json.loads((raw / "splits_final.json").read_text(encoding="utf-8"))
-    if not 0 <= fold < len(splits):
-        raise ValueError(f"--fold {fold}: the data has the folds 0 to {len(splits) - 1}")
-    ending = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
-    images, labels = target / "images", target / "labels"
-    for folder in (images, labels):
-        folder.mkdir(parents=True)
-    for case in splits[fold]["val"]:
-        shutil.copy(raw / "imagesTr" / f"{case}_0000{ending}", images)
-        shutil.copy(raw / "labelsTr" / f"{case}{ending}", labels)
-    return images, labels
+def headlines(show: Demo, summary: Mapping[str, Any]) -> str:
+    """The table of the held-out fold, under its title."""
+    from braintum.evaluation.metrics.statistics import MIN_CLUSTERS
+    from braintum.evaluation.results.tables import headline_table
+
+    title = f"Fold {show.fold}, which training has not seen: {summary['num_cases']} slices"
+    if summary["num_patients"] is not None:
+        title += f" of {summary['num_patients']} patients"
+    if summary["num_clusters"] < MIN_CLUSTERS:
+        title += f"; no intervals, which need {MIN_CLUSTERS} patients"
+    return f"{title}\n\n{headline_table(summary, title).text('simple')}"
+
+
+def what_next(show: Demo) -> str:
+    """Commands to go on with, as a shell takes them in the working directory."""
+    model = "-d", str(DATASET_ID), "-p", PLANS, "-c", "2d"
+    variables = [f"{name}={_in_shell(show.out / name)}" for name in _FOLDERS]
+    programs = Path(sys.executable).parent
+    if (found := shutil.which("braintum_report")) is None or Path(found).parent != programs:
+        variables.append(f"PATH={_in_shell(_from_here(programs))}:$PATH")
+    images = "-i", str(show.images)
+    explanations, again = show.out / "explanations", show.out / "again"
+    return "\n".join(
+        (
+            f"Look at {show.picture}. What to type next:\n",
+            f"export {' '.join(variables)}",
+            "# all figures, curves and pictures on one page",
+            shlex.join(("braintum_report", *model, "-o", str(show.out / "report.html"))),
+            "# where in the image the class is seen",
+            shlex.join(("braintum_explain", *images, "-o", str(explanations), *show.model_arguments, "--limit", "5")),
+            "# mask and class of images of your own: name your folder of CASE_0000.nii.gz instead",
+            shlex.join(("braintum_predict", *images, "-o", str(again), *show.model_arguments)),
+        )
+    )
+
+
+def _in_shell(path: Path) -> str:
+    """A path that stays right after ``cd``."""
+    return shlex.quote(str(path)) if path.is_absolute() else f'"$PWD"/{shlex.quote(str(path))}'
 
 
 def main() -> int:

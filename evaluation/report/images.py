@@ -50,7 +50,28 @@ class CasePicture:
     where: str
 
 
-def case_picture(table: CaseTable, row: int, files: Sequence[str], map_file: Path | None = None) -> CasePicture:
+@dataclass(frozen=True)
+class CaseSlice:
+    """The slice of a case that shows most of its true and predicted tumour, turned for the eye.
+
+    Attributes:
+        grey: the first channel, with square pixels.
+        truth: true mask, (Y, X) bool, in the image's own pixels.
+        prediction: predicted mask, likewise.
+        index: of the slice.
+        flips: axes of the slice (0: Y, 1: X) that are turned.
+        shape: of the whole image, (Z, Y, X).
+    """
+
+    grey: Image.Image
+    truth: np.ndarray
+    prediction: np.ndarray
+    index: int
+    flips: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def case_slice(table: CaseTable, row: int, files: Sequence[str]) -> CaseSlice:
     """The slice of a case that shows most of its true and predicted tumour.
 
     The first channel is shown. Of a volume, the slice across the first axis of nnU-Net's arrays; turned so that
@@ -60,7 +81,6 @@ def case_picture(table: CaseTable, row: int, files: Sequence[str], map_file: Pat
         table: figures of each case.
         row: which case.
         files: its channels.
-        map_file: explanation of its class, as ``braintum_explain`` writes it.
 
     Raises:
         ValueError: image and masks do not match, or a file cannot be read.
@@ -85,17 +105,36 @@ def case_picture(table: CaseTable, row: int, files: Sequence[str], map_file: Pat
     flips = _flips(reader, properties)
     planes = [np.flip(array[index], flips) for array in (image, truth, prediction)]
     spacing = [float(value) for value in properties["spacing"]]
-    grey = _grey(planes[0], spacing[1] / spacing[2])
-    scale = (grey.width / planes[0].shape[1], grey.height / planes[0].shape[0])
+    return CaseSlice(_grey(planes[0], spacing[1] / spacing[2]), planes[1], planes[2], index, flips, image.shape)
+
+
+def case_picture(table: CaseTable, row: int, files: Sequence[str], map_file: Path | None = None) -> CasePicture:
+    """A case for a page, see :func:`case_slice`.
+
+    Args:
+        table: figures of each case.
+        row: which case.
+        files: its channels.
+        map_file: explanation of its class, as ``braintum_explain`` writes it.
+
+    Raises:
+        ValueError: image and masks do not match, or a file cannot be read.
+    """
+    shown = case_slice(table, row, files)
+    grey, reader = shown.grey, table.predictions.reader_writer
+    scale = (grey.width / shown.truth.shape[1], grey.height / shown.truth.shape[0])
+    explained = ""
+    if map_file is not None:
+        explained = _explained(grey, _attribution(reader, map_file, shown.shape), shown.index, shown.flips)
     return CasePicture(
         _data_uri(grey),
         grey.width,
         grey.height,
-        _outline(planes[1], scale),
-        _outline(planes[2], scale),
-        "" if map_file is None else _explained(grey, _attribution(reader, map_file, image.shape), index, flips),
-        _zoom(planes[1] | planes[2], scale, grey.size),
-        f"slice {index + 1} of {len(image)}" if len(image) > 1 else "",
+        _outline(shown.truth, scale),
+        _outline(shown.prediction, scale),
+        explained,
+        _zoom(shown.truth | shown.prediction, scale, grey.size),
+        f"slice {shown.index + 1} of {shown.shape[0]}" if shown.shape[0] > 1 else "",
     )
 
 

@@ -121,6 +121,30 @@ def _overview(summary: Mapping[str, Any]) -> Table:
     return Table(title, header + (["by patient", "95 % interval", "n"] if patients else []), cells)
 
 
+def headline_table(summary: Mapping[str, Any], title: str) -> Table:
+    """The few figures to look at first, by case, with intervals; what is undefined stays a dash.
+
+    Args:
+        summary: see :func:`braintum.evaluation.results.summary.summarise_table`.
+        title: of the table.
+    """
+    rows: list[tuple[str, Mapping[str, Any], int]] = []
+    for label, found in summary["segmentation"].items():
+        figures = found["figures"].get("all", {})
+        rows += [
+            (f"{_column_name(name, summary['length_unit'])}, {label}", figures[name], figures[name]["num_cases"])
+            for name in ("Dice", "HD95")
+            if name in figures
+        ]
+    if "classification" in summary:
+        classes = summary["classification"]
+        rows += [(_name(name), classes[name], classes["num_cases"]) for name in ("accuracy", "macro_f1")]
+    false_masks = summary["joint"]["false_masks"]
+    rows.append((_name("false_masks"), false_masks, false_masks["num_cases"]))
+    cells = [[name, number(values["value"]), interval(values), str(count)] for name, values, count in rows]
+    return Table(title, ["figure", "value", "95 % interval", "n"], cells)
+
+
 def _class_tables(classification: Mapping[str, Any]) -> list[Table]:
     per_class, names = classification["per_class"], list(classification["per_class"])
     columns = [name for name in _CLASS_COLUMNS if name in next(iter(per_class.values()))]
