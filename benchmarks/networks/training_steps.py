@@ -151,7 +151,6 @@ class TrainingStep:
         compiled: bool = False,
     ) -> None:
         self.device = torch.device(device)
-        self.configuration = configuration
         with throwaway_folders(), redirect_stdout(io.StringIO()):  # nnU-Net prints what to cite
             self.trainer = make_trainer(trainer, configuration, num_heads, num_channels, self.device)
         with self.device:  # fake tensors cannot be moved later
@@ -183,11 +182,6 @@ class TrainingStep:
     @property
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.bare_network.parameters())
-
-    @property
-    def num_elements(self) -> float:
-        """nnU-Net's count of feature-map elements of one patch."""
-        return float(self.bare_network.compute_conv_feature_map_size(tuple(self.configuration["patch_size"])))
 
     def held_tensors(self) -> list[torch.Tensor]:
         """What is there before a step: weights, buffers, the optimiser's state and the batch."""

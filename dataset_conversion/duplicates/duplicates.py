@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.cluster.hierarchy import DisjointSet
 
 from braintum.conversion.duplicates.duplicate_check import COPY_SCORE, check_candidates
 from braintum.conversion.duplicates.duplicate_index import find_candidates, inverse_variant
@@ -137,21 +138,10 @@ def match_fingerprints(prints: Sequence[Fingerprint]) -> list[DuplicatePair]:
 
 def group_pairs(pairs: Sequence[DuplicatePair]) -> list[list[int]]:
     """Returns the groups that pairs connect: each of at least two indices, sorted within and by their first."""
-    parent: dict[int, int] = {}
-
-    def find(node: int) -> int:
-        parent.setdefault(node, node)
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]  # path halving
-            node = parent[node]
-        return node
-
+    groups = DisjointSet(index for pair in pairs for index in (pair.first, pair.second))
     for pair in pairs:
-        parent[find(pair.second)] = find(pair.first)
-    members: dict[int, list[int]] = defaultdict(list)
-    for node in sorted(parent):
-        members[find(node)].append(node)
-    return sorted(members.values())
+        groups.merge(pair.first, pair.second)
+    return sorted(sorted(group) for group in groups.subsets())
 
 
 def _near_duplicates(prints: Sequence[Fingerprint]) -> list[tuple[int, int, int, float, bool]]:

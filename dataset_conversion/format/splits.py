@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from braintum.conversion.format.cases import Case
@@ -45,25 +45,17 @@ def tied_cases(cases: Iterable[Case]) -> list[list[str]]:
     Returns:
         The groups' case names, sorted within and by their first.
     """
-    parent: dict[tuple[str, str], tuple[str, str]] = {}
+    from scipy.cluster.hierarchy import DisjointSet  # here: it takes a moment, and most who read splits need none
 
-    def find(node: tuple[str, str]) -> tuple[str, str]:
-        parent.setdefault(node, node)
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]  # path halving
-            node = parent[node]
-        return node
-
-    chosen = sorted(cases, key=lambda case: case.case)
-    for case in chosen:
+    tied = DisjointSet()
+    for case in cases:
         node = ("case", case.case)
+        tied.add(node)
         for tie in (("patient", case.patient), ("group", case.group)):
             if tie[1]:
-                parent[find(tie)] = find(node)
-    members: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for case in chosen:
-        members[find(("case", case.case))].append(case.case)
-    return sorted(members.values())
+                tied.add(tie)
+                tied.merge(node, tie)
+    return sorted(sorted(name for kind, name in group if kind == "case") for group in tied.subsets())
 
 
 def patient_splits(cases: Iterable[Case], n_splits: int = 5, seed: int = 12345) -> Splits:

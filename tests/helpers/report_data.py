@@ -15,7 +15,6 @@ HOSTILE = 'x"><script>alert(1)<b>'
 CLASSES = ("menin<g>ioma", "gli$oma_1&", "no_tumor")
 HEALTHY = CLASSES.index("no_tumor")
 DATASET, MODEL = "Dataset042_Tiny", "nnUNetTrainerMultiTask__BrainTumPlans__2d"
-PIXEL = SPACING[0] * SPACING[1]
 # case: (class, patient, true mask, predicted mask, class probabilities)
 CASES = {
     "c00": (0, "p0", square(2, 2, 4), square(2, 2, 4), (0.8, 0.1, 0.1)),
