@@ -1,6 +1,7 @@
 # make demo [DATA=folder]  convert, plan, train and predict, on synthetic data or on Figshare's .mat files
-# make test                lint, types and tests; make test-matrix runs all combinations of installations
-# Both install what they need into .venv, once.
+# make test                lint, types and tests; while editing, test-fast: those that take less than a second
+# make test-all            further examples of what make test shows on some; test-matrix: all ways of installing
+# All install what they need into .venv, once.
 PYTHON ?= python3
 DATA ?=
 
@@ -9,14 +10,22 @@ VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 
-.PHONY: demo test test-matrix lint clean
+.PHONY: demo test test-fast test-all test-matrix lint clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/braintum_demo $(if $(DATA),--data "$(DATA)")
 
 # two processes of one thread each: most tests are too small to keep two threads busy
+PYTEST := OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+
 test: lint
-	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist loadfile --durations=15
+	$(PYTEST) -m "not thorough"
+
+test-fast: lint
+	$(PYTEST) -m "not slow and not thorough and not matrix"
+
+test-all: lint
+	$(PYTEST)
 
 test-matrix: $(INSTALLED_TEST)
 	BRAINTUM_FULL_MATRIX=1 $(VENV_PYTHON) -m pytest -m matrix --durations=15

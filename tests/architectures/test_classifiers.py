@@ -59,6 +59,7 @@ class TestUNetEncoderClassifier(ClassifierContract):
         assert {key: value.shape for key, value in ours.items()} == {k: v.shape for k, v in theirs.items()}
 
 
+@pytest.mark.slow
 class TestFTCNN(ClassifierContract):
     network_class = FTCNN
     plans = [PLAN]
@@ -75,6 +76,7 @@ class TestFTCNN(ClassifierContract):
         assert sizes == [(8 * 8 * 512, 512), (512, 1024), (1024, 3)]
         assert {layer.p for layer in head.seg_layers if isinstance(layer, nn.Dropout)} == {0.2}
 
+    @pytest.mark.slow
     def test_features_of_the_papers_slices_are_not_resampled(self) -> None:
         network = self.build(PLAN).eval()
         with torch.no_grad():
@@ -95,6 +97,7 @@ class TestDenseNet121Classifier(ClassifierContract):
     plans = [RESIDUAL_PLAN]
 
 
+@pytest.mark.slow
 class TestGoogLeNetClassifier(ClassifierContract):
     network_class = GoogLeNetClassifier
     plans = [PLAN]

@@ -318,6 +318,7 @@ def test_worst_pairs_are_one_a_group_and_the_surest_first(dataset):
     assert html_page(audit).count("<figure>") == 2 <= MAX_PICTURES
 
 
+@pytest.mark.slow
 def test_processes_do_not_matter(dataset):
     dataset.copy("p0_0", "p3_1", ImageOps.mirror)
     source = input_from_dataset(dataset.folder)
@@ -391,6 +392,7 @@ def test_invalid_files_are_named(file, content, message, dataset):
     assert file in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TEST_DATA, reason="BRAINTUM_TEST_DATA is not set")
 def test_the_split_of_brisc_leaks(tmp_path):
     folder = Path(str(TEST_DATA), "brisc2025", "classification_task")

@@ -120,6 +120,7 @@ def slice_prints(slices):
     return [fingerprint(path) for path in slices]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COPIES)
 def test_planted_copies_are_found_and_nothing_else(name, slices, slice_prints, tmp_path):
     change, ending, quality, kind, transformation = COPIES[name]
@@ -234,6 +235,7 @@ def synthetic_pictures(number, seed=0):
     return np.clip(smooth / smooth.std() * 32, -127, 127).astype(np.int8)
 
 
+@pytest.mark.slow
 def test_the_index_finds_copies_among_many():
     pictures = synthetic_pictures(1500)
     originals, variants = np.arange(100), np.arange(100) % N_VARIANTS
@@ -246,11 +248,13 @@ def test_the_index_finds_copies_among_many():
     assert (candidates[:, 0] < candidates[:, 1]).all()
 
 
+@pytest.mark.slow
 def test_the_index_is_deterministic():
     pictures = np.repeat(synthetic_pictures(200), 2, axis=0)
     assert (find_candidates(pictures) == find_candidates(pictures)).all()
 
 
+@pytest.mark.slow
 def test_the_index_copes_with_crowds():
     """Many copies of one image fill whole leaves; all of them end up in one group nevertheless."""
     pictures = np.concatenate([synthetic_pictures(300), np.repeat(synthetic_pictures(1, seed=5), 400, axis=0)])
@@ -368,6 +372,7 @@ def test_image_names(name, expected):
     assert is_image(name) is expected
 
 
+@pytest.mark.slow
 @needs_test_data
 def test_mirrored_test_images_of_brisc():
     paths = sorted(Path(str(TEST_DATA), "brisc2025", "classification_task").rglob("*.jpg"))
@@ -379,6 +384,7 @@ def test_mirrored_test_images_of_brisc():
     assert all(paths[pair.first].parent.name == paths[pair.second].parent.name for pair in pairs)
 
 
+@pytest.mark.slow
 @needs_test_data
 def test_duplicates_across_the_split_of_kaggle():
     paths = sorted(Path(str(TEST_DATA), "kaggle_4class").rglob("*.jpg"))
@@ -390,6 +396,7 @@ def test_duplicates_across_the_split_of_kaggle():
     } <= found
 
 
+@pytest.mark.slow
 @needs_test_data
 def test_neighbouring_slices_of_figshare_are_no_duplicates():
     folder = Path(str(TEST_DATA), "figshare", "slices")

@@ -138,6 +138,7 @@ def test_unfinished_conversion_of_another_source_is_refused(source, raw, tmp_pat
     assert sorted(path.name for path in raw.iterdir()) == [NAME]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 @pytest.mark.parametrize("seconds", [0.4, 1.5])
 def test_ctrl_c_ends_command_and_workers(seconds):

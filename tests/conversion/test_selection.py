@@ -202,6 +202,7 @@ def case_lists(draw):
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(case_lists(), st.floats(0.01, 1), st.integers(0, 5))
 def test_fraction_never_tears_patients_or_groups(cases, fraction, seed):

@@ -30,6 +30,7 @@ def case_lists(draw):
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(case_lists(), st.integers(2, 6), st.randoms(use_true_random=False))
 def test_splits_are_complete_leak_free_and_independent_of_the_order(cases, n_splits, random):

@@ -79,6 +79,7 @@ def command(*arguments):
     return run_command(calibrate_model, [str(argument) for argument in arguments], needs_nnunet=False)
 
 
+@pytest.mark.slow
 def test_command(model, capsys):
     before = json.loads((model / "dataset.json").read_text())
     assert command("-m", model, "--target-accuracy", 0.7, "--resamples", 100) == 0

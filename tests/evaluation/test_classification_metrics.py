@@ -263,6 +263,7 @@ def test_weights_that_are_no_counts_are_refused(weights: list[float]) -> None:
         classification_metrics([0, 1], [0, 1], NAMES, weights=np.array(weights))
 
 
+@pytest.mark.slow
 def test_torchmetrics_is_imported_for_probabilities_only() -> None:
     """It takes seconds, and a trainer calls this every epoch."""
     source = (

@@ -56,6 +56,7 @@ def write_model(folder, masks=None):
     (folder / "plans.json").write_text(json.dumps(plans))
 
 
+@pytest.mark.slow
 def test_folder_of_predictions(tmp_path, capsys):
     predictions, truth = write_predictions(tmp_path / "predictions"), write_truth(tmp_path / "data")
     assert command(evaluate, "-p", predictions, "-g", truth, "-np", 1, "--resamples", 100) == 0
@@ -64,6 +65,7 @@ def test_folder_of_predictions(tmp_path, capsys):
     assert summary["braintum"]["dice"]["value"] == pytest.approx(np.mean(list(DICE.values())))
 
 
+@pytest.mark.slow
 def test_folds_are_merged(trained):
     model = trained / "nnUNet_results" / "Dataset042_Tiny" / MODEL
     arguments = ("-d", 42, "-p", "BrainTumPlans", "-c", "2d", "-np", 1, "--resamples", 100)
@@ -95,6 +97,7 @@ def test_fold_without_classes(trained):
         predictions_of_folds(model)
 
 
+@pytest.mark.slow
 def test_case_without_a_class(trained, capsys):
     file = trained / "nnUNet_results" / "Dataset042_Tiny" / MODEL / "fold_0" / "validation" / "classification.json"
     content = json.loads(file.read_text())
@@ -104,6 +107,7 @@ def test_case_without_a_class(trained, capsys):
     assert f"not evaluated: a2: {file}: a2 has a mask but no class" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_first_truth_is_damaged(trained, capsys):
     (trained / "nnUNet_preprocessed" / "Dataset042_Tiny" / "gt_segmentations" / "a1.nii.gz").write_text("damaged")
     arguments = ("-d", 42, "-p", "BrainTumPlans", "-c", "2d", "-np", 1, "--resamples", 100, "-o", trained / "out")
@@ -139,6 +143,7 @@ def test_bad_arguments(arguments, message, trained, capsys, monkeypatch):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_models_side_by_side(trained, capsys):
     results = trained / "nnUNet_results" / "Dataset042_Tiny"
     write_model(results / MODEL.replace("BrainTumPlans", "BetterPlans"), {name: row[2] for name, row in CASES.items()})
@@ -160,6 +165,7 @@ def test_models_side_by_side(trained, capsys):
     assert (output / MODEL / "summary.json").is_file() and (output / "comparison.tex").is_file()
 
 
+@pytest.mark.slow
 def test_best_by_criterion(tmp_path):
     truth = write_truth(tmp_path / "data")
     good_masks = {name: (*row[:3], row[2], (0.8, 0.1, 0.1)) for name, row in CASES.items()}
@@ -220,6 +226,7 @@ def test_ensemble_averages_voxels_and_classes(tmp_path):
     assert found.failed.keys() == {"a1", "b1"} and list(found.masks) == ["a2", "b2", "h1", "h2"]
 
 
+@pytest.mark.slow
 def test_masks_and_classes_made_consistent(tmp_path):
     predictions, truth = write_predictions(tmp_path / "predictions"), write_truth(tmp_path / "data")
     raw = {file.name: file.read_bytes() for file in predictions.glob("*.nii.gz")}

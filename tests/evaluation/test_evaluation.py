@@ -64,6 +64,7 @@ def test_cases(table):
     assert len(set(table.clusters)) == 4
 
 
+@pytest.mark.slow
 def test_dice_is_over_cases_that_show_the_label(summary):
     found = summary["segmentation"]["tumour"]
     assert found["num_cases"] == {"all": 4, "meningioma": 2, "glioma": 2}
@@ -119,6 +120,7 @@ def test_too_few_patients_give_no_interval(summary):
     assert summary["dice"]["low"] is None
 
 
+@pytest.mark.slow
 def test_intervals_come_with_enough_patients(tmp_path):
     many = {f"{name}{i}": (row[0], f"{row[1]}{i}", *row[2:]) for i in range(3) for name, row in CASES.items()}
     truth = write_truth(tmp_path / "data", many)
@@ -129,6 +131,7 @@ def test_intervals_come_with_enough_patients(tmp_path):
         assert figure["low"] < figure["value"] < figure["high"]
 
 
+@pytest.mark.slow
 def test_unknown_and_withheld_classes_are_left_out_and_counted(tmp_path):
     cases = {**CASES, "u1": ("", "e", *CASES["a1"][2:])}
     predictions = write_predictions(tmp_path / "predictions", cases)
@@ -156,6 +159,7 @@ def test_model_without_classes(tmp_path):
     assert tables_of(summary)
 
 
+@pytest.mark.slow
 def test_cases_without_a_mask_count_for_classes_only(tmp_path):
     labels = {"background": 0, "tumour": 1, "ignore": 2}
     cases = {**CASES, "x1": ("glioma", "x", square(0, 0, 24, 2), square(3, 3, 3), (0.1, 0.8, 0.1))}
@@ -170,6 +174,7 @@ def test_cases_without_a_mask_count_for_classes_only(tmp_path):
     assert summary["classification"]["num_cases"] == 7
 
 
+@pytest.mark.slow
 def test_class_by_region(tmp_path):
     predictions, truth = write_predictions(tmp_path / "predictions"), write_truth(tmp_path / "data")
     for file in (predictions / "classes").glob("*.json"):
@@ -181,6 +186,7 @@ def test_class_by_region(tmp_path):
     assert any("region" in table.title for table in tables_of(summary))
 
 
+@pytest.mark.slow
 def test_files(table, summary, folders, tmp_path):
     write_evaluation(table, summary, tmp_path)
     ours = load_summary_json(str(tmp_path / "summary.json"))
@@ -242,6 +248,7 @@ def test_bad_input_is_named(damage, message, tmp_path):
         case_table(predictions_in_folder(predictions, truth))
 
 
+@pytest.mark.slow
 def test_partial_predictions_are_counted(tmp_path):
     predictions, truth = write_predictions(tmp_path / "predictions"), write_truth(tmp_path / "data")
     (predictions / "b1.nii.gz").unlink()

@@ -76,6 +76,7 @@ def page(html):
     return Page(html)
 
 
+@pytest.mark.slow
 def test_every_figure_is_what_it_says(page):
     expected = expected_figures()
     bounds = {name for name in page.figures if name.endswith((".low", ".high"))} - expected.keys()
@@ -207,6 +208,7 @@ def test_parts_that_are_missing(folders, tmp_path, monkeypatch):
     assert f"{shown:.3f}" == expected_figures()["headline.dice"]
 
 
+@pytest.mark.slow
 def test_not_calibrated(gathered, tmp_path):
     page = Page(render_report(dataclasses.replace(gathered, calibration=None), tmp_path / "report.html", 1))
     assert "braintum_calibrate -d 42 -p BrainTumPlans -tr nnUNetTrainerMultiTask -c 2d" in page.text
@@ -224,6 +226,7 @@ def test_cases_that_are_shown(gathered):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_evaluation_is_read_not_repeated(gathered, folders, caplog):
     model = folders / "nnUNet_results" / DATASET / MODEL
     file = model / "crossval_results_folds_0_1" / "summary.json"
@@ -239,6 +242,7 @@ def test_evaluation_is_read_not_repeated(gathered, folders, caplog):
     os.utime(mask, ns=(written - 10**9, written - 10**9))
 
 
+@pytest.mark.slow
 def test_command(gathered, folders, capsys):
     model = folders / "nnUNet_results" / DATASET / MODEL
     arguments = ["-d", "42", "-c", "2d", "--cases", "1", "-o", str(folders / "deep" / "page.html"), "-np", "1"]

@@ -150,6 +150,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
         case_metrics(file, colour, NaturalImage2DIO(), [1])
 
 
+@pytest.mark.slow
 def test_several_processes_keep_the_order(tmp_path: Path) -> None:
     files = []
     for number in range(8):

@@ -125,6 +125,7 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
     return draw(st_numpy.arrays(bool, shape)), draw(st_numpy.arrays(bool, shape)), spacing
 
 
+@pytest.mark.slow
 @given(case=cases())
 @settings(max_examples=100, deadline=None)
 def test_any_masks(case: tuple[np.ndarray, np.ndarray, tuple[float, ...]]) -> None:

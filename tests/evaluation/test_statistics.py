@@ -133,6 +133,7 @@ def test_wider_for_more_confidence() -> None:
 # --- coverage ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_coverage_over_patients_and_over_cases() -> None:
     """300 experiments of 40 patients: intervals over patients hold what they promise, intervals over cases do not."""
     random = np.random.default_rng(2024)
@@ -145,6 +146,7 @@ def test_coverage_over_patients_and_over_cases() -> None:
     assert over_cases / 300 < 0.65
 
 
+@pytest.mark.slow
 def test_coverage_of_accuracy() -> None:
     """The same for a figure of classes, whose patients are right in all their cases or in none (seven of ten are)."""
     random = np.random.default_rng(7)
@@ -182,6 +184,7 @@ def test_patients_without_a_value_do_not_count_as_patients() -> None:
     assert estimate.value == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_a_figure_of_too_few_patients_has_no_interval() -> None:
     """Sensitivity of a class with two patients of forty: undefined in about exp(-2) of the resamples."""
     labels = np.array([1] * 2 + [0] * 38)
@@ -345,6 +348,7 @@ def test_a_pair_that_cannot_be_tested_does_not_count_in_the_correction() -> None
     assert found[1].corrected_p_value == found[1].p_value and found[0].corrected_p_value is None
 
 
+@pytest.mark.slow
 def test_false_positives_under_the_null() -> None:
     """Two models alike: by patient, one test in twenty says otherwise; by case, most do."""
     random = np.random.default_rng(11)
@@ -363,6 +367,7 @@ def test_holm_by_hand() -> None:
     assert holm([0.6, 0.9]) == [1.0, 1.0] and holm([]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_holm_against_statsmodels(seed: int) -> None:
     multitest = pytest.importorskip("statsmodels.stats.multitest")

@@ -76,6 +76,7 @@ def tiny(tmp_path):
     return StressTest("tiny", groups, ["noise", "blur"], dataset_json(), rows)
 
 
+@pytest.mark.slow
 def test_stress_test(tiny, tmp_path, monkeypatch):
     labels = {file: file.read_bytes() for file in (tmp_path / "Dataset042_Tiny" / "labelsTr").iterdir()}
     predict = Threshold()
@@ -146,6 +147,7 @@ def test_limit_is_the_same_at_every_call(tiny):
     assert _limited(list(tiny.groups), 6) == list(tiny.groups)
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path, monkeypatch, capsys):
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (tmp_path / name).mkdir()

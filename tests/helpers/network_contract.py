@@ -349,6 +349,7 @@ class NetworkContract:
             for expected, found in zip(self.run(network, patch), self.run(restored, patch), strict=True):
                 torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
+    @pytest.mark.slow
     def test_graphs_compile_without_breaks(self) -> None:
         plan = self.plans[0]  # takes seconds
         network = self.build(plan).eval()
@@ -360,6 +361,7 @@ class NetworkContract:
             for expected, found in zip(self.run(network, patch), self.run(compiled, patch), strict=True):
                 torch.testing.assert_close(found, expected)
 
+    @pytest.mark.slow
     def test_can_be_exported(self, representative_plan: Plan) -> None:
         network = self.build(representative_plan).eval()
         patch = representative_plan.patch(1, 1)

@@ -107,6 +107,7 @@ def assert_equals_stock(predictor: Any, cases: list[tuple[str, np.ndarray]], fou
                 np.testing.assert_allclose(ours.by_region[name][order], probabilities[their_order], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_threads", [1, 3])
 @pytest.mark.parametrize(
     ("configuration", "labels", "shapes"),
@@ -141,6 +142,7 @@ def test_models_without_classes_and_without_mirrors(nnunet_folders: Any) -> None
     assert in_bulk(predictor, []) == []
 
 
+@pytest.mark.slow
 def test_out_of_memory_costs_no_case(
     nnunet_folders: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -174,6 +176,7 @@ def test_a_failing_network_is_no_lack_of_memory(nnunet_folders: Any) -> None:
         in_bulk(predictor, [("two channels", np.zeros((2, 1, 32, 32), np.float32))])
 
 
+@pytest.mark.slow
 def test_bfloat16_on_request_and_after_a_trial(
     nnunet_folders: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -358,6 +361,7 @@ def read(folder: Path) -> dict[str, np.ndarray]:
     return {file.name: SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file))) for file in folder.glob("*.nii.gz")}
 
 
+@pytest.mark.slow
 def test_folders_with_faults_and_a_class_model(nnunet_folders: Any, tmp_path: Path) -> None:
     dataset = write_preprocessed(nnunet_folders.preprocessed, "2d")
     dataset.plans["foreground_intensity_properties_per_channel"]["0"] = {}

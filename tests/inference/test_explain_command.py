@@ -30,6 +30,7 @@ def write_model(folders: Any, configuration: str, reader: str = "SimpleITKIO", e
     return save_model(dataset, "nnUNetTrainerMultiTask", (0,), "checkpoint_final.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
 def test_command_on_volumes(
     configuration: str, nnunet_folders: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -71,6 +72,7 @@ def test_command_on_volumes(
     assert np.asarray(Image.open(target / "a_overlay.png")).std() > 10
 
 
+@pytest.mark.slow
 def test_command_on_png_and_wrong_arguments(nnunet_folders: Any, tmp_path: Path) -> None:
     model = write_model(nnunet_folders, "2d", "NaturalImage2DIO", ".png")
     images, target = tmp_path / "images", tmp_path / "out"

@@ -123,6 +123,7 @@ def test_every_network_is_explained(trainer: str, datasets: dict[str, Any]) -> N
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer", "configuration"),
     [

@@ -51,6 +51,7 @@ def model(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained / "model", tmp_path / "model"))
 
 
+@pytest.mark.slow
 def test_masks_and_classes_are_those_of_torch(trained: Path, tmp_path: Path) -> None:
     arguments = ["-i", trained / "images", "-m", trained / "model", "-chk", CHECKPOINT, "--save_probabilities"]
     assert predict(*arguments, "-device", "cpu", "-o", tmp_path / "torch") == 0
@@ -87,6 +88,7 @@ def exports_of_fold_1(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_export, "_write", lambda network, shape, text, file: shutil.copyfile(exported, file))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("exports_of_fold_1")
 def test_export_elsewhere_needs_no_checkpoint(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     target = tmp_path / "exported"

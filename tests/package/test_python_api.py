@@ -15,7 +15,8 @@ import braintum as bt
 from braintum.commands import boundary, command
 from braintum.commands.boundary import api_function
 from braintum.commands.errors import CommandError
-from braintum.conversion.building.raw_dataset import DatasetTakenError, SourceError
+from braintum.conversion.building.inspection import SourceError
+from braintum.conversion.building.raw_dataset import DatasetTakenError
 from braintum.conversion.files.disk import UnwritableFolderError
 from braintum.conversion.files.file_checks import DamagedFileError
 from braintum.conversion.files.volumes import VolumeError

@@ -113,6 +113,7 @@ def test_volumes_get_instance_norm_and_nnunets_depth(nnunet_folders: Any, planne
         assert (deepest >= 2 * smallest).sum() <= 1  # nnU-Net halves a single axis from three times the smallest on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gigabytes", [4.0, 12.0])
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_the_memory_target_is_kept(nnunet_folders: Any, planner: str, gigabytes: float) -> None:
@@ -133,6 +134,7 @@ def test_the_memory_target_is_kept(nnunet_folders: Any, planner: str, gigabytes:
         assert used > 0.8 * gigabytes * 1e9
 
 
+@pytest.mark.slow
 def test_parameters_that_fill_the_memory_are_refused(nnunet_folders: Any) -> None:
     with pytest.raises(
         ValueError, match=r"not even a patch of .* fits 0.003 GB; plan with a larger -gpu_memory_target"
@@ -148,6 +150,7 @@ def test_without_classes_the_papers_network_counts_all_the_same(nnunet_folders: 
     assert not hasattr(planned_network(architecture, 1, 2, None, AttentionUNet), "classification_head")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_plans_suit_nnunet_and_every_trainer(nnunet_folders: Any, planner: str) -> None:
     plans = plan_shapes(nnunet_folders, planner, [[24, 48, 48]] * 20)
@@ -166,6 +169,7 @@ def test_plans_suit_nnunet_and_every_trainer(nnunet_folders: Any, planner: str) 
 # ---------------------------------------------------------------------- the measurements behind the presets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch_size", [(64, 64), (32, 32, 32)], ids=["2d", "3d"])
 def test_held_memory_is_the_allocators(benchmark_scripts: None, patch_size: tuple[int, ...]) -> None:
     from memory_calibration import Case, step_of
@@ -192,6 +196,7 @@ def test_held_memory_by_hand(benchmark_scripts: None) -> None:
     assert memory.peak == 4 * 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer", "preset"),
     [
@@ -210,6 +215,7 @@ def test_planned_memory_is_the_measured_one(benchmark_scripts: None, trainer: st
     assert planned == pytest.approx(measured_peak(trainer, preset, case, "cpu"), rel=0.15)
 
 
+@pytest.mark.slow
 def test_cost_of_networks(benchmark_scripts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import network_cost
 

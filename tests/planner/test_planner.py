@@ -81,6 +81,7 @@ def test_batch_size(
     assert text.startswith(f"batch {expected} because {reason}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file_ending", [".nii.gz", ".png"])
 @pytest.mark.parametrize("values", [(4, 4), (0.1, 4, 4)], ids=["two", "three"])
 def test_target_spacing_of_2d_data(nnunet_folders: Any, file_ending: str, values: tuple[float, ...]) -> None:
@@ -94,6 +95,7 @@ def test_target_spacing_of_2d_data(nnunet_folders: Any, file_ending: str, values
     assert plans["transpose_forward"] == [0, 1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "values", "message"),
     [
@@ -109,6 +111,7 @@ def test_bad_target_spacing(nnunet_folders: Any, shape: tuple[int, ...], values:
         plan(7, overwrite_target_spacing=values)
 
 
+@pytest.mark.slow
 def test_3d_data_gets_3d_and_2d_plans(nnunet_folders: Any) -> None:
     write_dataset(nnunet_folders.raw, 7, shape=(16, 32, 32))
     plans = load(
@@ -119,6 +122,7 @@ def test_3d_data_gets_3d_and_2d_plans(nnunet_folders: Any) -> None:
     assert plans["configurations"]["2d"]["batch_size"] >= 12
 
 
+@pytest.mark.slow
 def test_what_stands_in_the_way_is_named(nnunet_folders: Any) -> None:
     raw = write_dataset(nnunet_folders.raw, 7)
     preprocessed = nnunet_folders.preprocessed / "Dataset007_Tiny"
@@ -143,6 +147,7 @@ def test_what_stands_in_the_way_is_named(nnunet_folders: Any) -> None:
         plan(7)
 
 
+@pytest.mark.slow
 def test_segmentation_only_data_is_planned_without_classes(nnunet_folders: Any) -> None:
     raw = write_dataset(nnunet_folders.raw, 7)
     dataset_json = load(raw / "dataset.json")
@@ -152,12 +157,14 @@ def test_segmentation_only_data_is_planned_without_classes(nnunet_folders: Any) 
     assert "classification" not in load(nnunet_folders.preprocessed / "Dataset007_Tiny" / f"{plan(7)}.json")
 
 
+@pytest.mark.slow
 def test_regions_are_noted_in_the_plans(nnunet_folders: Any) -> None:
     write_dataset(nnunet_folders.raw, 7, labels={"background": 0, "whole": [1, 2], "core": 2})
     plans = load(nnunet_folders.preprocessed / "Dataset007_Tiny" / f"{plan(7)}.json")
     assert plans["classification"]["region_based"] is True
 
 
+@pytest.mark.slow
 def test_median_shape_is_not_changed_by_the_completed_spacing(nnunet_folders: Any) -> None:
     write_dataset(nnunet_folders.raw, 7, shape=(48, 32))
     plans = load(nnunet_folders.preprocessed / "Dataset007_Tiny" / f"{plan(7, overwrite_target_spacing=(2, 2))}.json")

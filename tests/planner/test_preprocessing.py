@@ -67,6 +67,7 @@ def preprocess_in_process(planner: BrainTumPlanner, raw: Path, target: Path, pre
     return plans
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "ending", "spacing"),
     [((96, 112), ".png", None), ((96, 112), ".nii.gz", (2.7, 2.7)), ((8, 24, 32), ".nii.gz", None)],
@@ -97,6 +98,7 @@ def test_files_hold_what_nnunet_makes(
     assert sizes[1] <= sizes[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 20, 24), (12, 20, 24)])
 def test_holes_of_the_nonzero_region(nnunet_folders: Any, shape: tuple[int, ...]) -> None:
     """What is zero inside of the head belongs to it in a volume, in nnU-Net and here; in a slice it does not."""
@@ -175,6 +177,7 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield SimpleNamespace(raw=raw, data=target, plans=plans, preprocessed=folders.preprocessed / raw.name)
 
 
+@pytest.mark.slow
 def test_planner_names_neighbours_and_preprocessor(volumes: Any) -> None:
     plans = json.loads((volumes.preprocessed / "BrainTum25DPlans.json").read_text(encoding="utf-8"))
     assert plans["configurations"]["2d"]["neighbouring_slices"] == 1
@@ -214,6 +217,7 @@ def test_differing_distances_are_mentioned(caplog: pytest.LogCaptureFixture) -> 
     assert "Dataset009_Tiny: slices are 5 to 12.5 mm apart" in caplog.text
 
 
+@pytest.mark.slow
 def test_training_and_prediction(volumes: Any, tmp_path: Path) -> None:
     trainer = make_trainer(8, "BrainTum25DPlans")
     trainer.on_train_start()

@@ -126,6 +126,7 @@ def test_conversion_beyond_the_limit_of_file_sizes(tmp_path: Path, monkeypatch: 
     assert run() == 0
 
 
+@pytest.mark.slow
 def test_killed_worker(tmp_path: Path) -> None:
     sources = [tmp_path / f"source_{number}" for number in range(8)] + [tmp_path / "fatal"]
     for number, source in enumerate(sources):
@@ -139,6 +140,7 @@ def test_killed_worker(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ preprocessing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "number"), [("case_02.pkl", 1), ("case_03_seg.b2nd", 1)])
 def test_preprocessing(nnunet_folders: Any, tmp_path: Path, name: str, number: int) -> None:
     write_dataset(nnunet_folders.raw, 7, num_cases=4)
@@ -154,6 +156,7 @@ def test_preprocessing(nnunet_folders: Any, tmp_path: Path, name: str, number: i
     assert not list(folder.glob(".*"))
 
 
+@pytest.mark.slow
 def test_preprocessing_goes_on_where_it_stopped(nnunet_folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = write_dataset(nnunet_folders.raw, 7, num_cases=4)
     building = nnunet_folders.preprocessed / "Dataset007_Tiny" / ".partial-BrainTumLightPlans_2d"

@@ -71,6 +71,7 @@ def waits_of_steps(steps: Any, name: str, patch_size: tuple[int, ...]) -> tuple[
         return training, list(host.waits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch_size", [(64, 64), (32, 32, 32)], ids=["2d", "3d"])
 @pytest.mark.parametrize("name", registered.__all__)
 def test_the_host_waits_no_more_than_nnunets(steps: Any, name: str, patch_size: tuple[int, ...]) -> None:
@@ -106,6 +107,7 @@ def test_waiting_is_noticed() -> None:
             on_gpu[on_gpu > 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 @pytest.mark.parametrize(
     "name", ["nnUNetTrainerMultiTask", "nnUNetTrainerBrainTumNet", "nnUNetTrainerUNet", "nnUNetTrainerResSELKA"]
@@ -139,6 +141,7 @@ class Inline(ThreadPoolExecutor):
         return future
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch_size", [[32, 32], [16, 32, 32]], ids=["2d", "3d"])
 @pytest.mark.parametrize("name", ["nnUNetTrainerMultiTask", "nnUNetTrainerBrainTumNet"])
 def test_prediction_waits_at_both_ends_of_a_case_alone(

@@ -114,6 +114,7 @@ def test_seeded_batches_depend_on_seed_epoch_and_index_alone(on_device: Any, mon
     assert not torch.equal(whole[0]["data"], whole[1]["data"])
 
 
+@pytest.mark.slow
 def test_a_trainer_trains_on_the_device(on_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("braintum_num_epochs", "1")
     monkeypatch.setenv("braintum_num_iterations_per_epoch", "2")

@@ -63,6 +63,7 @@ def test_slices_without_annotation_are_left_out_where_others_have_it(keys: tuple
     assert [slices.tolist() for slices in kinds] == [[], [], list(range(12))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tumour", "empty", "expected"),
     [
@@ -89,6 +90,7 @@ def test_shares_of_slices(tumour: dict, empty: tuple, expected: dict[int, float]
     assert found == pytest.approx(expected, abs=0.016)  # over three standard deviations of 8000 draws
 
 
+@pytest.mark.slow
 def test_shares_that_no_kind_is_left_for_fall_back_to_all_slices() -> None:
     everywhere = locations(volume({index: {1: 1} for index in range(12)}))
     assert shares_of_slices(SliceSampling(0, 0, 1), everywhere, False) == pytest.approx(
@@ -158,6 +160,7 @@ def test_other_batches_are_those_of_stock_nnunet(num_slices: int, patch_size: tu
         assert torch.equal(stock["data"], ours["data"]) and torch.equal(stock["target"], ours["target"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [(1, 2), (1, 2, ANNOTATED), ((1, 2), (2,), ANNOTATED)])
 def test_patches_are_whole_slices_in_the_drawn_shares(keys: tuple) -> None:
     segmentation = volume({5: {1: 60}, 6: {1: 4, 2: 2}})

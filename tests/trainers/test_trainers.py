@@ -31,6 +31,10 @@ SEGMENTATION_ONLY = {
 TORCHVISION = {f"nnUNetTrainerClassifier{name}" for name in ("FTCNN", "ResNet50", "DenseNet121", "GoogLeNet")}
 CLASSIFIERS = TORCHVISION | {"nnUNetTrainerClassifierUNet"}
 TWO_STAGE = "nnUNetTrainerBrainTumNetTwoStage"
+LEARNING = ("nnUNetTrainerMultiTask", "nnUNetTrainerBrainTumNet", "nnUNetTrainerUNet")
+OTHERS_LEARNING = [
+    pytest.param(name, marks=pytest.mark.thorough) for name in registered.__all__ if name not in LEARNING
+]
 EVERYWHERE = [(name, "2d") for name in registered.__all__] + [
     (name, "3d_fullres") for name in registered.__all__ if name not in TORCHVISION
 ]
@@ -62,6 +66,7 @@ def predict(predictor: Any, trainer: Any) -> torch.Tensor:
     return logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "configuration"), EVERYWHERE)
 def test_trains_saves_loads_and_predicts(folders: Any, name: str, configuration: str) -> None:
     has_classes = name not in SEGMENTATION_ONLY
@@ -110,6 +115,7 @@ def test_regions_and_ignored_voxels(folders: Any, name: str) -> None:
     assert np.isfinite(trainer.logger.get_value("train_losses", step=-1))
 
 
+@pytest.mark.slow
 def test_networks_of_torchvision_are_imported_only_where_they_are_trained() -> None:
     code = (
         "import sys, braintum.trainers.registered as r; "
@@ -141,6 +147,7 @@ def test_classifier_says_that_it_segments_nothing(dataset: TinyDataset) -> None:
     assert "braintum_predict" in Path(trainer.log_file).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_imagenet_weights_are_asked_for_once(dataset: TinyDataset, folders: Any, monkeypatch: Any) -> None:
     trainer = dataset.trainer("nnUNetTrainerClassifierFTCNN")
     trainer.initialize()
@@ -163,6 +170,7 @@ def test_imagenet_weights_are_asked_for_once(dataset: TinyDataset, folders: Any,
 # ---------------------------------------------------------------------- two stages
 
 
+@pytest.mark.slow
 def test_two_stages(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch, folders: Any) -> None:
     monkeypatch.setenv("braintum_num_epochs", "4")
     trainer = dataset.trainer(TWO_STAGE)
@@ -204,6 +212,7 @@ def test_two_stages(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch, folde
 # ---------------------------------------------------------------------- balancing of the tasks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nnUNetTrainerMultiTask", "nnUNetTrainerBrainTumNet", "nnUNetTrainerJointUNet"])
 @pytest.mark.parametrize("balancing", ["uncertainty", "pcgrad"])
 def test_balanced_tasks(dataset: TinyDataset, monkeypatch: Any, folders: Any, name: str, balancing: str) -> None:
@@ -352,7 +361,7 @@ def test_stopped_training_is_validated_and_its_models_predict(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", registered.__all__)
+@pytest.mark.parametrize("name", [*LEARNING, *OTHERS_LEARNING])
 def test_overfits_eight_cases(folders: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     data = write_preprocessed(folders.preprocessed, "2d", classes=name not in SEGMENTATION_ONLY)
     trainer = data.trainer(name, fold="all")

@@ -278,6 +278,7 @@ def test_yes_and_no_alone(source, raw):
     assert set(np.unique(label(raw, "br35h_y0"))) == {2}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("BRAINTUM_TEST_DATA" not in os.environ, reason="BRAINTUM_TEST_DATA is not set")
 @pytest.mark.parametrize("options", [{}, {"pool": True}, {"official_split": True}], ids=str)
 def test_real_images_pass_nnunets_integrity_check(raw, options):

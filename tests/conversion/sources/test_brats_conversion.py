@@ -328,6 +328,7 @@ def test_fault_is_named_and_nothing_is_written(source, raw, fault):
     assert not raw.exists()
 
 
+@pytest.mark.slow
 def test_several_processes_give_the_same_output(source, raw, tmp_path):
     for number in range(10, 14):
         write_brats_case(source, f"BraTS2021_{number:05d}", mask_array())
@@ -368,6 +369,7 @@ def test_command(source, raw, monkeypatch, capsys):
     assert not raw.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("BRAINTUM_TEST_DATA" not in os.environ, reason="needs real data")
 @pytest.mark.parametrize("options", [{}, {"slices": "tumour", "regions": True}], ids=["volumes", "slices"])
 def test_real_data(raw, options):

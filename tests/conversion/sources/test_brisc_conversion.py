@@ -286,6 +286,7 @@ def test_classification_task_alone_has_no_tumour_masks(source, raw):
     assert np.unique(label(raw, "brisc2025_train_00001_gl_ax_t1")).tolist() == [2]
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes_as_one(source, raw, tmp_path):
     convert(request(source, raw))
     convert(ConversionRequest(source, tmp_path / "parallel", 601, "Test", n_processes=2))
@@ -339,6 +340,7 @@ def test_colours_become_luminance(tmp_path):
     assert read_grey(tmp_path / "image.png").pixels.tolist() == [[76, 150, 29, 131]]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("BRAINTUM_TEST_DATA" not in os.environ, reason="BRAINTUM_TEST_DATA is not set")
 @pytest.mark.parametrize("pool", [False, True])
 def test_real_images_pass_nnunets_integrity_check(raw, pool, caplog):

@@ -57,6 +57,7 @@ def pixels(path):
         return np.array(image)
 
 
+@pytest.mark.slow
 def test_everything_of_two_data_sets_is_there(raw):
     result = run(raw, BRISC, KAGGLE, channel_names=["MRI"])
     folder = raw / NAME
@@ -345,6 +346,7 @@ def test_command(raw, monkeypatch, capsys):
     assert "no such folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("BRAINTUM_TEST_DATA" not in os.environ, reason="BRAINTUM_TEST_DATA is not set")
 def test_real_data_sets_pass_nnunets_integrity_check(tmp_path):
     data, raw = Path(os.environ["BRAINTUM_TEST_DATA"]), tmp_path / "raw"

@@ -195,6 +195,7 @@ def test_fault_names_file_fault_and_remedy_and_writes_nothing(source, raw, fault
     assert not raw.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_processes", [1, 2])
 def test_all_faults_are_listed_at_once(source, raw, n_processes):
     for number, fault in ((2, "truncated"), (5, "label 4"), (5, "empty mask"), (9, "sizes")):
@@ -237,6 +238,7 @@ def test_dry_run_checks_all_and_writes_nothing(source, raw, caplog):
         convert(request(source, raw, dry_run=True))
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes_as_one(source, raw, tmp_path):
     convert(ConversionRequest(source, raw, 511, "Figshare", n_processes=1))
     convert(ConversionRequest(source, tmp_path / "parallel", 511, "Figshare", n_processes=2))
@@ -291,6 +293,7 @@ def test_package_starts_without_torch_and_nnunet():
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("BRAINTUM_TEST_DATA" not in os.environ, reason="BRAINTUM_TEST_DATA is not set")
 def test_real_slices_pass_nnunets_integrity_check(raw, tmp_path):
     tool = Path(os.environ["BRAINTUM_TEST_DATA"]).resolve().parent / "tools" / "figshare_to_mat.py"

@@ -356,6 +356,7 @@ def test_compact_keeps_the_values(values, dtype):
     np.testing.assert_array_equal(compact(values), values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slices", [None, 3])
 def test_output_is_the_same_byte_for_byte_and_a_dry_run_writes_nothing(source, raw, tmp_path, slices):
     options = {**OPTIONS, "representative_slices": slices}
@@ -381,6 +382,7 @@ def test_command(source, raw, monkeypatch, capsys):
     assert dataset_json(raw)["channel_names"] == {"0": "T1ce", "1": "FLAIR"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("BRAINTUM_TEST_DATA" not in os.environ, reason="needs real data")
 @pytest.mark.parametrize("slices", [None, 20])
 def test_real_data(raw, tmp_path, slices):

@@ -263,6 +263,7 @@ def test_command(source, raw, monkeypatch, capsys):
     assert "add --slices" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("BRAINTUM_TEST_DATA" not in os.environ, reason="needs real data")
 @pytest.mark.parametrize("options", [{}, {"slices": "all", "class_by": "tumour"}], ids=["volumes", "slices"])
 def test_real_data(raw, options):

@@ -47,6 +47,7 @@ def statistics_of(data: torch.Tensor, target: torch.Tensor) -> np.ndarray:
     return torch.stack(figures, 1).double().numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("patch", "initial", "in_plane"),
     [((16, 14), (22, 20), False), ((6, 10, 8), (8, 14, 12), False), ((5, 12, 12), (5, 17, 17), True)],
@@ -59,6 +60,7 @@ def test_outputs_have_batchgenerators_distribution(
     check_outputs(transforms, initial, count=500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [JOINT_UNET, RESSE_LKA], ids=["JointUNet", "ResSE-LKA"])
 def test_recipes_outputs_have_batchgenerators_distribution(seeded: None, recipe: Any) -> None:
     augmentation: Augmentation = recipe.augmentation

@@ -214,6 +214,7 @@ def _half_of_the_batch(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_batch_dice_sums_over_processes(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_half_of_the_batch, args=(str(tmp_path),), nprocs=2)
     per_rank = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
