@@ -22,7 +22,9 @@ from braintum.inference.prediction.class_evidence import aggregate
 from braintum.inference.prediction.joint_predictor import JointPredictor
 
 TABLE_FILE = "explanations.csv"
+"""A row a case."""
 JSON_FILE = "explanations.json"
+"""The same, with what was explained and how."""
 
 COLUMNS = (
     "case",
