@@ -7,7 +7,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-VARIABLE = "braintum_pretrained_weights"  # environment variable that our trainers read
+VARIABLE = "braintum_pretrained_weights"
+"""Environment variable: state dict of a classifier's network to start from, or ``random`` to do without; not set: what
+torch's cache holds."""
+
 RANDOM = "random"
 
 # densenet121-a639ec97.pth was written when module names could hold dots: norm.1 is norm1 today

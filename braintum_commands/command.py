@@ -17,7 +17,7 @@ from braintum.commands.version import check_nnunet_version
 __all__ = ["DEBUG_VARIABLE", "EXIT_SOME_FAILED", "CommandError", "ensure_registered", "run_command"]
 
 DEBUG_VARIABLE = "braintum_debug"
-"""Environment variable; at ``1``, errors come with their traceback."""
+"""Environment variable: at 1, errors of braintum's commands come with their traceback."""
 
 EXIT_SOME_FAILED = 3
 """Some cases could not be done and are listed; the others are done."""

@@ -17,14 +17,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _register(argv: Sequence[str] | None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     if arguments.undo:
         return _undo()
     check_nnunet_version()
     return _check() if arguments.check else _write()
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="braintum_register",
         description="Make braintum's planners, trainers and other classes visible to nnU-Net's commands. nnU-Net looks "

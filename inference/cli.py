@@ -74,8 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="CASES_CSV",
         help="cases.csv with a row a case: also write patients.csv, the cases of each patient together",
     )
-    parser.add_argument("--disable_progress_bar", action="store_true")
-    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--disable_progress_bar", action="store_true", help="for log files")
+    parser.add_argument("--verbose", action="store_true", help="also print what the steps in between report")
     return parser
 
 

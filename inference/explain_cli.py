@@ -49,8 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring for mask and class probability")
     parser.add_argument("-step_size", type=float, default=0.5, help="of the sliding window; default: %(default)s")
     parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="default: %(default)s")
-    parser.add_argument("--disable_progress_bar", action="store_true")
-    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--disable_progress_bar", action="store_true", help="for log files")
+    parser.add_argument("--verbose", action="store_true", help="also print what the steps in between report")
     return parser
 
 

@@ -23,7 +23,9 @@ from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.preprocessing import ModelDescription, preprocess_case
 
 TABLE_FILE = "explanations.csv"
+"""A row a case."""
 JSON_FILE = "explanations.json"
+"""The same, with what was explained and how."""
 
 COLUMNS = (
     "case",

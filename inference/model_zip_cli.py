@@ -14,7 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
         "nnUNetv2_install_pretrained_model_from_zip does, but without trusting the file: nothing in it is run, "
         "written elsewhere or larger than a model.",
     )
-    parser.add_argument("archive", type=Path, metavar="MODEL.zip")
+    parser.add_argument("archive", type=Path, metavar="MODEL.zip", help="what was exported")
     parser.add_argument("-o", type=Path, metavar="FOLDER", help="default: nnUNet_results")
     parser.add_argument(
         "--trust-checkpoint",

@@ -12,7 +12,8 @@ from braintum.commands.boundary import api_function
 from braintum.commands.errors import RunError
 from braintum.commands.model_arguments import dataset_name, results_folder
 from braintum.inference.prediction.devices import usable_device
-from braintum.trainers.classes.permuted_labels import control_results_folder
+from braintum.trainers.classes.permuted_labels import control_folder
+from braintum.trainers.multi_task import nnUNetTrainerMultiTask
 from braintum.trainers.recipes.settings import TrainingSettings
 
 __all__ = ["train"]
@@ -70,12 +71,13 @@ def train(
     if not plans_file.is_file():
         raise FileNotFoundError(f"no plans at {plans_file}; plan the data set first, or name other plans")
     try:
-        recursive_find_trainer_class_by_name(trainer)
+        trainer_class = recursive_find_trainer_class_by_name(trainer)
     except RuntimeError as error:
         raise ValueError(f"nnU-Net finds no trainer {trainer}; check the name, or run braintum_register") from error
     with nullcontext() if settings is None else settings.in_environment():
-        with control_results_folder(fold):
-            model = results_folder(name, trainer, plans, configuration)
+        model = results_folder(name, trainer, plans, configuration)
+        if issubclass(trainer_class, nnUNetTrainerMultiTask):
+            model = Path(control_folder(str(model), fold) or model)
         try:
             run_training(
                 name,

@@ -5,6 +5,7 @@ from dataclasses import replace
 from braintum.architectures.networks.braintumnet import BrainTumNet
 from braintum.trainers.multi_task import nnUNetTrainerMultiTask
 from braintum.trainers.networks import multi_task_network
+from braintum.trainers.recipes import papers
 from braintum.trainers.recipes.recipe import BRAINTUMNET
 from braintum.trainers.recipes.schedule import CosineDecay
 
@@ -13,6 +14,7 @@ class nnUNetTrainerBrainTumNet(nnUNetTrainerMultiTask):
     """BrainTumNet, both tasks at once."""
 
     recipe = BRAINTUMNET
+    papers = (papers.BRAINTUMNET,)
     build_network_architecture = staticmethod(multi_task_network(lambda plan: BrainTumNet))
 
 
@@ -20,6 +22,7 @@ class nnUNetTrainerBrainTumNetNoTransformer(nnUNetTrainerMultiTask):
     """Ablation: neither BT blocks nor transformers in T-InceptionNet."""
 
     recipe = BRAINTUMNET
+    papers = (papers.BRAINTUMNET,)
     build_network_architecture = staticmethod(multi_task_network(lambda plan: BrainTumNet, use_transformer=False))
 
 
@@ -27,6 +30,7 @@ class nnUNetTrainerBrainTumNetNoInception(nnUNetTrainerMultiTask):
     """Ablation: the classification head pools gated features as they are."""
 
     recipe = BRAINTUMNET
+    papers = (papers.BRAINTUMNET,)
     build_network_architecture = staticmethod(multi_task_network(lambda plan: BrainTumNet, use_inception=False))
 
 

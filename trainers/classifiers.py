@@ -5,6 +5,8 @@ model. For nnU-Net their mask is background.
 """
 
 import os
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
@@ -14,6 +16,7 @@ from braintum.architectures.imagenet_weights import VARIABLE
 from braintum.architectures.networks.classifiers import UNetEncoderClassifier
 from braintum.trainers.multi_task import nnUNetTrainerMultiTask
 from braintum.trainers.networks import ChooseNetwork, multi_task_network
+from braintum.trainers.recipes import papers
 from braintum.trainers.recipes.recipe import FINE_TUNED_CLASSIFIER, FT_CNN, UNET_CLASSIFIER
 
 
@@ -23,13 +26,11 @@ def _from_torchvision(name: str) -> ChooseNetwork:
     It is imported by those who train it alone:
     torchvision fails to import beside a torch that was built for other hardware.
     """
+    return partial(_import_class, "braintum.architectures.networks.torchvision_classifiers", name)
 
-    def choose(plan: ConfigurationManager) -> type[nn.Module]:
-        from braintum.architectures.networks import torchvision_classifiers
 
-        return getattr(torchvision_classifiers, name)
-
-    return choose
+def _import_class(module: str, name: str, plan: ConfigurationManager) -> type[nn.Module]:
+    return getattr(import_module(module), name)
 
 
 class ClassifierTrainer(nnUNetTrainerMultiTask):
@@ -55,6 +56,8 @@ class PretrainedClassifierTrainer(ClassifierTrainer):
         ValueError: it holds other weights, or none were found.
     """
 
+    dimensions = (2,)
+
     def initialize(self) -> None:
         """As ever, then load the ImageNet weights."""
         super().initialize()
@@ -72,6 +75,7 @@ class nnUNetTrainerClassifierUNet(ClassifierTrainer):
     """The U-Net's encoder with global pooling and dense layers, paper 001."""
 
     recipe = UNET_CLASSIFIER
+    papers = (papers.JOINT_UNET,)
     build_network_architecture = staticmethod(multi_task_network(lambda plan: UNetEncoderClassifier))
 
 
@@ -79,25 +83,29 @@ class nnUNetTrainerClassifierFTCNN(PretrainedClassifierTrainer):
     """FT-CNN of paper 003: dense layers on VGG19's frozen features."""
 
     recipe = FT_CNN
+    papers = (papers.FT_CNN_AND_RUNET,)
     build_network_architecture = staticmethod(multi_task_network(_from_torchvision("FTCNN")))
 
 
 class nnUNetTrainerClassifierResNet50(PretrainedClassifierTrainer):
-    """ResNet-50, fine-tuned."""
+    """ResNet-50, fine-tuned; paper 000 compares with it."""
 
     recipe = FINE_TUNED_CLASSIFIER
+    papers = (papers.BRAINTUMNET,)
     build_network_architecture = staticmethod(multi_task_network(_from_torchvision("ResNet50Classifier")))
 
 
 class nnUNetTrainerClassifierDenseNet121(PretrainedClassifierTrainer):
-    """DenseNet-121, fine-tuned."""
+    """DenseNet-121, fine-tuned; paper 000 compares with it."""
 
     recipe = FINE_TUNED_CLASSIFIER
+    papers = (papers.BRAINTUMNET,)
     build_network_architecture = staticmethod(multi_task_network(_from_torchvision("DenseNet121Classifier")))
 
 
 class nnUNetTrainerClassifierGoogLeNet(PretrainedClassifierTrainer):
-    """GoogLeNet, fine-tuned."""
+    """GoogLeNet, fine-tuned; paper 000 compares with it."""
 
     recipe = FINE_TUNED_CLASSIFIER
+    papers = (papers.BRAINTUMNET,)
     build_network_architecture = staticmethod(multi_task_network(_from_torchvision("GoogLeNetClassifier")))

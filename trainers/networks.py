@@ -1,6 +1,7 @@
 """Networks for trainers: what nnU-Net calls as ``build_network_architecture``."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -13,8 +14,8 @@ from braintum.architectures.old_names import current_architecture
 ChooseNetwork = Callable[[ConfigurationManager], type[nn.Module]]
 """The class of the network, for a configuration of the plans."""
 
-BuildNetwork = Callable[..., nn.Module]
-"""nnU-Net's ``build_network_architecture``."""
+BuildNetwork = partial[nn.Module]
+"""nnU-Net's ``build_network_architecture``; its first argument, given already, is the :data:`ChooseNetwork`."""
 
 
 def segmentation_network(choose: ChooseNetwork, **options: Any) -> BuildNetwork:
@@ -28,34 +29,7 @@ def segmentation_network(choose: ChooseNetwork, **options: Any) -> BuildNetwork:
         ``build_network_architecture`` of a trainer, to be made static. It raises ValueError where the plans'
         ``neighbouring_slices`` makes no sense, or they name a class that version 0.1 never had.
     """
-
-    def build_network_architecture(
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        """``num_input_channels`` counts the channels of the images; neighbouring slices of the plan come on top."""
-        network_class = choose(configuration_manager)
-        architecture = configuration_manager.configuration["architecture"]
-        architecture = current_architecture(architecture, f"{plans_manager.plans_name}.json")
-        network = get_network_from_plans(
-            f"{network_class.__module__}.{network_class.__qualname__}",
-            {**architecture["arch_kwargs"], **options},
-            architecture["_kw_requires_import"],
-            num_network_channels(num_input_channels, configuration_manager.configuration),
-            num_output_channels,
-            allow_init=True,
-            deep_supervision=enable_deep_supervision,
-        )
-        if not enable_deep_supervision:
-            # the heads of lower resolutions are there for checkpoints; DDP wants a gradient for what is trainable
-            for head in getattr(network.decoder, "seg_layers", [])[:-1]:
-                head.requires_grad_(False)
-        return network
-
-    return build_network_architecture
+    return partial(_build_segmentation_network, choose, options)
 
 
 def multi_task_network(choose: ChooseNetwork, **options: Any) -> BuildNetwork:
@@ -69,29 +43,64 @@ def multi_task_network(choose: ChooseNetwork, **options: Any) -> BuildNetwork:
         ``build_network_architecture`` of a trainer, to be made static. It raises ValueError where the plans name no
         classes.
     """
+    return partial(_build_multi_task_network, choose, options)
 
-    def build_network_architecture(
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        """See :func:`segmentation_network`."""
-        classification = plans_manager.plans.get("classification")
-        if classification is None:
-            raise ValueError(
-                f'the plans {plans_manager.plans_name} have no "classification"; plan again with BrainTumPlanner, or '
-                "train with nnUNetTrainerMultiTask, which adds it"
-            )
-        build = segmentation_network(
-            choose,
-            num_tumour_classes=len(classification["class_names"]),
-            sigmoid_segmentation=classification["region_based"],
-            **options,
-        )
-        return build(
-            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
-        )
 
-    return build_network_architecture
+def _build_segmentation_network(
+    choose: ChooseNetwork,
+    options: dict[str, Any],
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    num_input_channels: int,
+    num_output_channels: int,
+    enable_deep_supervision: bool = True,
+) -> nn.Module:
+    """``num_input_channels`` counts the channels of the images; neighbouring slices of the plan come on top."""
+    network_class = choose(configuration_manager)
+    architecture = configuration_manager.configuration["architecture"]
+    architecture = current_architecture(architecture, f"{plans_manager.plans_name}.json")
+    network = get_network_from_plans(
+        f"{network_class.__module__}.{network_class.__qualname__}",
+        {**architecture["arch_kwargs"], **options},
+        architecture["_kw_requires_import"],
+        num_network_channels(num_input_channels, configuration_manager.configuration),
+        num_output_channels,
+        allow_init=True,
+        deep_supervision=enable_deep_supervision,
+    )
+    if not enable_deep_supervision:
+        # the heads of lower resolutions are there for checkpoints; DDP wants a gradient for what is trainable
+        for head in getattr(network.decoder, "seg_layers", [])[:-1]:
+            head.requires_grad_(False)
+    return network
+
+
+def _build_multi_task_network(
+    choose: ChooseNetwork,
+    options: dict[str, Any],
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    num_input_channels: int,
+    num_output_channels: int,
+    enable_deep_supervision: bool = True,
+) -> nn.Module:
+    """See :func:`~braintum.trainers.networks.segmentation_network`."""
+    classification = plans_manager.plans.get("classification")
+    if classification is None:
+        raise ValueError(
+            f'the plans {plans_manager.plans_name} have no "classification"; plan again with BrainTumPlanner, or '
+            "train with nnUNetTrainerMultiTask, which adds it"
+        )
+    classes = {
+        "num_tumour_classes": len(classification["class_names"]),
+        "sigmoid_segmentation": classification["region_based"],
+    }
+    return _build_segmentation_network(
+        choose,
+        {**classes, **options},
+        plans_manager,
+        configuration_manager,
+        num_input_channels,
+        num_output_channels,
+        enable_deep_supervision,
+    )

@@ -34,6 +34,7 @@ from braintum.trainers.data.seeded_batches import (
 from braintum.trainers.data.slice_sampling import SliceSampling, data_loader_class
 from braintum.trainers.identity import training_identity
 from braintum.trainers.losses.losses import UpsamplingDeepSupervisionLoss
+from braintum.trainers.recipes.papers import Paper
 from braintum.trainers.recipes.recipe import ParameterGroup, Recipe
 from braintum.trainers.recipes.schedule import PerGroupLR, epochs_without_improvement
 from braintum.trainers.recipes.settings import TrainingSettings
@@ -54,6 +55,8 @@ class SegmentationTrainer(nnUNetTrainer):
 
     Attributes:
         recipe: how to train.
+        papers: that describe the network, or the idea added to nnU-Net's; none for our own.
+        dimensions: of the configurations that it trains.
         slice_sampling: of volumes, in 2-D configurations; None for nnU-Net's own.
 
     Raises:
@@ -69,6 +72,8 @@ class SegmentationTrainer(nnUNetTrainer):
     _best_ema: Any
 
     recipe: ClassVar[Recipe]
+    papers: ClassVar[tuple[Paper, ...]] = ()
+    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
     balances_tasks: ClassVar[bool] = False
     slice_sampling: SliceSampling | None = SliceSampling()
 

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 PLANES = ("axial", "coronal", "sagittal")
 ARRAY_AXIS = {"axial": 0, "coronal": 1, "sagittal": 2}
-"""Of an array of shape (Z, Y, X) in LPS orientation: the axis that is at right angles to the plane."""
+"""The axis, of an array of shape (Z, Y, X) in LPS orientation, that is at right angles to the plane."""
 ACQUISITION_RATIO = 1.5
 """A volume whose coarsest spacing is that much coarser than the next one was acquired in slices."""
 

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 LabelOrRegion: TypeAlias = int | tuple[int, ...]
 
 ANY_LABEL = "any_label"
+"""The union of all labels."""
 
 BRATS_LABELS = {"background": 0, "necrotic_core": 1, "oedema": 2, "enhancing_tumour": 3}
 BRATS_REGIONS: dict[str, Any] = {

@@ -185,9 +185,9 @@ def calibrate(
         ``after`` (``ece``, ``nll``, ``brier``, each with ``_low`` and ``_high``; the latter cross-fitted and None
         where it cannot be), ``cross_fitted_over`` (``folds``, or ``patients`` of a single fold) and
         ``temperature_without`` (fold or part → temperature of the others), ``reliability`` (``before`` and ``after``:
-        see :func:`reliability`), ``risk_coverage`` (``coverage``, ``risk``, ``threshold``: confidence at the
-        temperature), ``aurc``, ``target_accuracy``, ``threshold``, ``coverage_at_threshold``,
-        ``accuracy_at_threshold`` and ``warnings``.
+        see :func:`~braintum.evaluation.calibration.reliability.reliability`), ``risk_coverage`` (``coverage``,
+        ``risk``, ``threshold``: confidence at the temperature), ``aurc``, ``target_accuracy``, ``threshold``,
+        ``coverage_at_threshold``, ``accuracy_at_threshold`` and ``warnings``.
 
     Raises:
         ValueError: the cases determine no temperature, see :func:`check_cases` and :func:`fit_temperature`.

@@ -48,8 +48,8 @@ def mask_metrics(
         - ``Jaccard_distance`` (1 - IoU), ``precision`` (NaN without prediction), ``recall`` (NaN without reference),
           ``specificity`` (NaN without background), ``accuracy`` (of pixels; NaN if all are ignored);
         - ``relative_volume_error``, (prediction - reference) / reference (NaN without reference), and
-          ``absolute_volume_error``, |prediction - reference|, with ``true_volume`` and ``predicted_volume``, in mm³, of
-          2-D images in mm² (or pixels);
+          ``absolute_volume_error``, ``|prediction - reference|``, with ``true_volume`` and ``predicted_volume``, in
+          mm³, of 2-D images in mm² (or pixels);
         - between the surfaces, in mm or pixels, NaN if either mask is empty: ``HD``, the Hausdorff distance; ``HD95``,
           the larger one of the 95th percentiles of both directions (Metrics Reloaded, Maier-Hein et al. 2024); and
           ``ASSD``, the average over the voxels of both surfaces. A surface is made of the voxels with a background

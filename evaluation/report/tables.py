@@ -265,7 +265,7 @@ def size_table(groups: Sequence[SizeGroup], unit: str) -> HtmlTable:
 
 
 def reliability_table(bins: Sequence[Mapping[str, float]]) -> HtmlTable:
-    """The bins of the reliability diagram, see :func:`braintum.evaluation.calibration.calibration.reliability`."""
+    """The bins of the reliability diagram, see :func:`braintum.evaluation.calibration.reliability.reliability`."""
     rows = [
         [
             Cell(number(entry["confidence"]), f"reliability.{index}.confidence"),

@@ -12,6 +12,7 @@ from braintum.evaluation.results.summary import figure
 from braintum.evaluation.results.tables import Table, interval, number
 
 CRITERIA = ("Dice", "macro_f1", "joint")
+"""By what the best model may be chosen."""
 _HEADER = ("model", "Dice", "accuracy", "balanced accuracy", "macro-F1", "joint score", "n")
 
 

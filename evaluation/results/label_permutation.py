@@ -18,6 +18,7 @@ from braintum.evaluation.metrics.statistics import CONFIDENCE
 from braintum.evaluation.results.case_table import CaseTable
 
 FIGURES = ("accuracy", "balanced_accuracy", "macro_f1")
+"""What is compared with chance."""
 NUM_PERMUTATIONS = 1000
 
 

@@ -11,6 +11,7 @@ from braintum.conversion.files.atomic import atomic_path
 from braintum.evaluation.stress.corruptions import corrupt
 
 CLEAN = "clean"
+"""Stands for images as they are."""
 NATURAL_ENDINGS = (".png", ".bmp", ".tif")
 ITK_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 

@@ -222,3 +222,4 @@ METHODS: dict[str, Callable[..., Attribute]] = {
     "hirescam": hires_cam,
     "integrated_gradients": integrated_gradients,
 }
+"""Method by its name on the command line."""

@@ -20,6 +20,8 @@ from braintum.conversion.files import json_files
 from braintum.conversion.files.json_files import CLASSIFICATION_SCHEMA
 
 ALLOWED_CLASSES_VARIABLE = "braintum_allowed_classes"
+"""Environment variable: dotted paths, separated by commas, of further classes that a model's plans may name."""
+
 _NETWORKS = ("dynamic_network_architectures.", "braintum.architectures.")
 _LAYERS = ("torch.nn.", *_NETWORKS)
 _AGAIN = "copy the model again"

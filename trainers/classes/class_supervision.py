@@ -10,9 +10,11 @@ from torch.nn import functional
 from braintum.conversion.format.cases import Case, ClassSchema
 from braintum.conversion.format.patients import patient_of_cases
 
-UNKNOWN_CLASS = -100  # cross-entropy's own "ignore"
+UNKNOWN_CLASS = -100
+"""Label of a case without a class: what cross-entropy ignores."""
 
 TUMOUR_FREE_PATCH_WEIGHT = 0.1
+"""Of an annotated patch that shows no tumour, in the class loss."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ CLASS_KEYS = (
     "joint_score",
     "ema_joint_score",
 )
+"""What is logged of the classes, beside nnU-Net's own."""
 
 
 class MultiTaskLogger(LocalLogger):

@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass
 from unittest.mock import patch
 
 TASK_BALANCING = ("fixed", "uncertainty", "pcgrad")
+"""How the two tasks may be balanced; the first is the default."""
+
 AUGMENTATION = ("default", "gpu", "cpu")
+"""Where patches may be augmented; the first is the default."""
 
 
 @dataclass(frozen=True)
@@ -15,18 +18,18 @@ class TrainingSettings:
     """What the environment asks for; None where it is silent.
 
     Attributes:
-        num_epochs: ``braintum_num_epochs``.
-        num_iterations_per_epoch: ``braintum_num_iterations_per_epoch``; validation takes a fifth of it, as in
-            nnU-Net.
-        seed: ``braintum_seed``; makes training reproducible on the CPU, also over a resume.
-        deterministic: ``braintum_deterministic=1``; with a seed, training is reproducible on CUDA too; slower. torch
-            warns of operations that it cannot make so.
-        task_balancing: ``braintum_task_balancing``, how segmentation and classification are balanced: by the recipe's
+        num_epochs: ``braintum_num_epochs``: length of the training; not set: the trainer's own.
+        num_iterations_per_epoch: ``braintum_num_iterations_per_epoch``: of training; validation takes a fifth of it,
+            as in nnU-Net; not set: 250.
+        seed: ``braintum_seed``: makes training reproducible on the CPU, also over a resume.
+        deterministic: ``braintum_deterministic``: at 1, with a seed, training is reproducible on CUDA too; slower.
+            torch warns of operations that it cannot make so.
+        task_balancing: ``braintum_task_balancing``: how segmentation and classification are balanced: by the recipe's
             ``fixed`` weights, by learned ``uncertainty``, or by gradient surgery (``pcgrad``), see
             :mod:`braintum.trainers.losses.task_balancing`.
-        augmentation: ``braintum_augmentation``, where patches are augmented: on the training device (``gpu``) or in
+        augmentation: ``braintum_augmentation``: where patches are augmented: on the training device (``gpu``) or in
             nnU-Net's workers (``cpu``); by ``default`` on a CUDA device, for others in workers.
-        permuted_labels: ``braintum_permuted_labels``, seed of a control: classes are permuted among the training
+        permuted_labels: ``braintum_permuted_labels``: seed of a control: classes are permuted among the training
             patients, and results go to ``nnUNet_results/permuted_labels_SEED``, see
             :mod:`braintum.evaluation.results.label_permutation`.
     """
