@@ -31,7 +31,7 @@ def trainers(argv: list[str] | None = None) -> int:
         print(json.dumps(rows, indent=2))
         return 0
     for row in rows:
-        networks = row.pop("network").split(", ")
+        networks = str(row.pop("network")).split(", ")
         row["network"] = networks[0] if len(networks) == 1 else f"{commonprefix(networks)}…"
     columns = ["trainer", "network", "task", "configurations", "epochs", "optimiser", "learning rate", "loss", "paper"]
     print(tabulate([[row[column] for column in columns] for row in rows], columns, maxcolwidths=[None] * 7 + [30, 16]))

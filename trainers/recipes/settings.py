@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from unittest.mock import patch
 
 TASK_BALANCING = ("fixed", "uncertainty", "pcgrad")
 """How the two tasks may be balanced; the first is the default."""
@@ -70,13 +69,19 @@ class TrainingSettings:
         Raises:
             ValueError: see :meth:`from_environment`.
         """
-        with patch.dict(os.environ):
-            for name, value in asdict(self).items():
-                os.environ.pop(f"braintum_{name}", None)
+        values = {f"braintum_{name}": value for name, value in asdict(self).items()}
+        before = {name: os.environ[name] for name in values if name in os.environ}
+        try:
+            for name, value in values.items():
+                os.environ.pop(name, None)
                 if value is not None:
-                    os.environ[f"braintum_{name}"] = str(int(value) if isinstance(value, bool) else value)
+                    os.environ[name] = str(int(value) if isinstance(value, bool) else value)
             self.from_environment()
             yield
+        finally:
+            for name in values:
+                os.environ.pop(name, None)
+            os.environ.update(before)
 
 
 def _choice(name: str, options: tuple[str, ...]) -> str:
