@@ -58,6 +58,23 @@ def files_listed_by_threads() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def small_curves() -> Iterator[None]:
+    """nnU-Net draws 16 million pixels after each epoch, which takes longer than the epochs of the tests."""
+    import matplotlib
+    from nnunetv2.training.logging.nnunet_logger import LocalLogger
+
+    plot = LocalLogger.plot_progress_png
+
+    def plot_small(logger: LocalLogger, output_folder: str) -> None:
+        with matplotlib.rc_context({"figure.dpi": 20}):
+            plot(logger, output_folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalLogger, "plot_progress_png", plot_small)
+        yield
+
+
 @pytest.fixture
 def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NnunetFolders:
     """Empty nnU-Net folders, which its environment variables point to; one worker process everywhere."""

@@ -97,6 +97,7 @@ def test_dry_run_makes_no_salt(hospital: Path, tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "salt").exists()
 
 
+@pytest.mark.slow
 def test_official_folds_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_figshare_phantoms(tmp_path / "source", n_patients=10, slices_per_patient=2)
     common = ["figshare", str(tmp_path / "source"), "-d", "615", "-np", "1"]

@@ -73,6 +73,7 @@ def population(random, cases):
     return confidence, random.random(cases) < confidence
 
 
+@pytest.mark.slow
 def test_threshold_reaches_the_target_in_the_population():
     """From threshold t on, cases of this population are right with probability (1 + t) / 2."""
     random = np.random.default_rng(2)

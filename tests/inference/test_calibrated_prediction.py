@@ -76,6 +76,7 @@ def test_earlier_results_are_told_apart(tmp_path):
     assert not is_calibrated_with(calibrated, make_calibration(threshold=None))
 
 
+@pytest.mark.slow
 def test_calibrated_prediction(nnunet_folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     data = write_preprocessed(nnunet_folders.preprocessed, "2d")

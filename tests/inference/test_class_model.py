@@ -50,6 +50,7 @@ def class_results(folder: Path) -> dict[str, dict[str, Any]]:
     return {file.stem: json.loads(file.read_text()) for file in sorted((folder / "classes").glob("*.json"))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "segmentation", "classes", "preprocessed"),
     [
@@ -164,6 +165,7 @@ def test_command_with_two_models(pair: tuple[Path, Path], tmp_path: Path, capsys
         assert float(rows["P"][f"probability_{name}"]) == pytest.approx(mean, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_divided_and_interrupted_predictions_compose(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,6 +119,7 @@ def test_export_elsewhere_needs_no_checkpoint(trained: Path, tmp_path: Path, cap
         export_cli.export(command)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer", "configuration"),
     [
@@ -157,6 +158,7 @@ def test_disagreement_leaves_nothing_behind(model: Path) -> None:
         export_cli.export(["-m", str(model), "--tolerance", "nan"])
 
 
+@pytest.mark.slow
 def test_networks_that_torch_cannot_export(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor: Any = JointPredictor(device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(trained / "model"), [0], CHECKPOINT)

@@ -1,6 +1,8 @@
 """braintum_predict and stock prediction on the same model."""
 
+import contextlib
 import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +17,9 @@ from nnunet_runs import make_trainer, plan_and_preprocess, run_command, write_da
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from PIL import Image
 
+from braintum.commands import command
 from braintum.conversion.format.cases import Case, write_cases
+from braintum.inference.cli import predict
 from braintum.inference.predict_folder import find_cases, predict_folder
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.preprocessing import preprocess_case
@@ -36,6 +40,13 @@ def make_model(
             torch.nn.init.normal_(parameter, std=0.5)
         trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
     return Path(trainer.output_folder_base)
+
+
+def predict_here(*arguments: str) -> SimpleNamespace:
+    """The command in this process, which has imported everything; :func:`run_command` starts one."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = command.run_command(predict, list(arguments))
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def load_predictor(predictor_class: type, model: Path) -> Any:
@@ -179,18 +190,18 @@ def test_patients_of_divided_predictions(model: Path, nnunet_folders: Any, tmp_p
     patients = dict(zip(names, ["A", "A", "B", "", "B", "B", "C", "A"], strict=True))
     write_cases(cases_file, [Case(name, patient=patient) for name, patient in patients.items() if name != "case_05"])
     target = tmp_path / "out"
-    command = ["braintum_predict", "-i", str(images), "-o", str(target), "-m", str(model), "-device", "cpu"]
-    command += ["--cases", str(cases_file), "-num_parts", "2"]
-    finished = run_command(*command)
+    arguments = ["-i", str(images), "-o", str(target), "-m", str(model), "-device", "cpu"]
+    arguments += ["--cases", str(cases_file), "-num_parts", "2"]
+    finished = predict_here(*arguments)
     assert finished.returncode == 1 and "Traceback" not in finished.stderr
     assert f"{cases_file} has no row for 1 of the 8 cases" in finished.stderr and "case_05; add" in finished.stderr
     assert not target.exists()
 
     write_cases(cases_file, [Case(name, patient=patient) for name, patient in patients.items()])
-    finished = run_command(*command)
+    finished = predict_here(*arguments)
     assert finished.returncode == 0, finished.stderr
     assert f"3 patients listed in {target / 'patients.csv'}" in finished.stdout  # of the first part
-    finished = run_command(*command, "-part_id", "1")
+    finished = predict_here(*arguments, "-part_id", "1")
     assert f"4 patients listed in {target / 'patients.csv'}" in finished.stdout
     with open(target / "patients.csv", newline="") as stream:
         rows = {row["patient"]: row for row in csv.DictReader(stream)}
@@ -243,6 +254,7 @@ def test_preprocessing_faults_name_file_and_remedy(data: Any, message: str, monk
         preprocess_case(["x_0000.nii.gz"], model)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_network_that_answers_nan(model: Path, nnunet_folders: Any, tmp_path: Path) -> None:
     predictor = load_predictor(JointPredictor, model)
     for weights in predictor.list_of_parameters:
@@ -256,6 +268,7 @@ def test_network_that_answers_nan(model: Path, nnunet_folders: Any, tmp_path: Pa
         assert not list((target / "classes").glob("*.json"))
 
 
+@pytest.mark.slow
 def test_lanes_give_nnunets_files(
     model: Path, nnunet_folders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +300,7 @@ def test_find_cases(tmp_path: Path) -> None:
     assert list(failed) == ["c"]
 
 
+@pytest.mark.slow
 def test_wrong_models_and_folders(model: Path, nnunet_folders: Any, tmp_path: Path) -> None:
     images = nnunet_folders.raw / "Dataset007_Tiny" / "imagesTr"
     predictor = JointPredictor(device=torch.device("cpu"), allow_tqdm=False)

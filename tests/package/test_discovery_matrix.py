@@ -1,7 +1,7 @@
 """nnU-Net's own look-ups and commands find our classes, however and in whatever order the two were installed.
 
 Each cell is a virtual environment that shares all dependencies with the interpreter that runs the tests, but has a
-braintum and an nnU-Net of its own. ``make test`` runs two of the eight cells, ``make test-matrix`` all of them.
+braintum and an nnU-Net of its own. ``make test`` runs one of the eight cells, ``make test-all`` two, ``make test-matrix`` all.
 """
 
 import json
@@ -68,7 +68,10 @@ CELLS = [
     for first in ("nnunet", "braintum")
 ]
 ALWAYS = [("wheel", "wheel", "nnunet"), ("editable", "editable", "braintum")]
-SELECTED = CELLS if os.environ.get("BRAINTUM_FULL_MATRIX") == "1" else ALWAYS
+SELECTED = [
+    pytest.param(*cell, id="-".join(cell) + "-first", marks=() if cell == ALWAYS[0] else pytest.mark.thorough)
+    for cell in (CELLS if os.environ.get("BRAINTUM_FULL_MATRIX") == "1" else ALWAYS)
+]
 
 
 @dataclass(frozen=True)
@@ -222,9 +225,7 @@ def editable(source: Path, folder: Path) -> Path:
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize(
-    ("braintum", "nnunet", "first"), SELECTED, ids=["-".join(cell) + "-first" for cell in SELECTED]
-)
+@pytest.mark.parametrize(("braintum", "nnunet", "first"), SELECTED)
 def test_cell(braintum, nnunet, first, scratch, braintum_source, braintum_wheel, nnunet_source, nnunet_wheel):
     targets = {
         "braintum": [str(braintum_wheel)]
@@ -268,6 +269,7 @@ def test_ext_trainer_without_registration(scratch, braintum_wheel, nnunet_wheel)
 
 
 @pytest.mark.matrix
+@pytest.mark.thorough
 def test_beside_a_distribution_with_the_names_of_our_folders(scratch, braintum_wheel, nnunet_wheel):
     """Version 0.1 installed ``inference`` and others at the top, where pip overwrites what others put there."""
     other = scratch.folder / "other"

@@ -31,6 +31,7 @@ def commands(setup_cfg: configparser.ConfigParser) -> dict[str, str]:
     return {name.strip(): target.strip() for name, _, target in (line.partition("=") for line in lines)}
 
 
+@pytest.mark.slow
 def test_wheel_holds_one_name(wheel):
     top_level = {name.partition("/")[0] for name in wheel.namelist()}
     assert top_level == {"braintum", f"braintum-{braintum.__version__}.dist-info"}
@@ -50,6 +51,7 @@ def test_wheel_holds_every_file(wheel):
     assert "braintum/evaluation/report/template/report.html.j2" in installed
 
 
+@pytest.mark.slow
 def test_source_distribution_builds_the_same_wheel(braintum_source, wheel, tmp_path):
     program = f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})"
     subprocess.run([sys.executable, "-c", program], cwd=braintum_source, check=True, capture_output=True)

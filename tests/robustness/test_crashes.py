@@ -275,6 +275,7 @@ def prediction(nnunet_folders: Any, monkeypatch: pytest.MonkeyPatch) -> Callable
     return predict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "number"), [("case_01.nii.gz", 1), ("case_02.json", 1), ("classes.csv", 1)])
 def test_prediction(prediction: Callable[..., Any], tmp_path: Path, name: str, number: int) -> None:
     prediction(tmp_path / "whole")
@@ -287,6 +288,7 @@ def test_prediction(prediction: Callable[..., Any], tmp_path: Path, name: str, n
     assert visible_files(tmp_path / "killed") == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divided", [False, True], ids=["the same cases", "-num_parts"])
 def test_two_predictions_into_one_folder(prediction: Callable[..., Any], tmp_path: Path, divided: bool) -> None:
     prediction(tmp_path / "one")
@@ -296,6 +298,7 @@ def test_two_predictions_into_one_folder(prediction: Callable[..., Any], tmp_pat
     assert visible_files(tmp_path / "two") == visible_files(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_prediction_onto_a_full_disk(
     prediction: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -320,6 +323,7 @@ def test_prediction_onto_a_full_disk(
     assert len(outcome.skipped) == 1 and outcome.listed == 4
 
 
+@pytest.mark.slow
 def test_killed_worker_of_a_prediction(
     prediction: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

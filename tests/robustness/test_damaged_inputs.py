@@ -60,6 +60,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tup
     return {(name, damage): (verdict, text) for name, damage, verdict, text in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPECTED)
 def test_one_damaged_file(name: str, found: dict[tuple[str, str], tuple[str, str]]) -> None:
     for damage, expected in EXPECTED[name].items():

@@ -132,6 +132,7 @@ def test_tables_of_sources(content: bytes, tmp_path: Path) -> None:
         path.unlink()
 
 
+@pytest.mark.slow
 @fuzz
 @given(content=st.one_of(json_values, mutated(dataset_json()), mutated(dataset_json({"background": 0, "a": [1, 2]}))))
 def test_dataset_json(content: Any, tmp_path: Path) -> None:

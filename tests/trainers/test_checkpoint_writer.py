@@ -146,6 +146,7 @@ def test_errors_reach_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [entry.name for entry in tmp_path.iterdir()] == ["best.pth"] and file.read_bytes() == b"old"
 
 
+@pytest.mark.slow
 def test_training_writes_in_the_background(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer.save_every = 1
     gate = Gate(monkeypatch, is_open=True)

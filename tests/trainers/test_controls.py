@@ -104,6 +104,7 @@ def table_of(cases: dict[str, Case], predicted: dict[str, str]) -> CaseTable:
     return CaseTable(Predictions("model", files, files, dataset_json, results, cases), {"tumour": 1}, [])
 
 
+@pytest.mark.slow
 def test_chance_level_of_guesses_and_of_knowledge() -> None:
     cases = patients()
     random = np.random.default_rng(2)
@@ -121,6 +122,7 @@ def test_chance_level_of_guesses_and_of_knowledge() -> None:
     assert constant["num_cases"] == len(cases) and constant["num_units"] == 80
 
 
+@pytest.mark.slow
 def test_chance_level_counts_patients_not_slices() -> None:
     """Few patients with many slices: what one lucky patient contributes is no evidence."""
     cases = {row.case: row for index in range(6) for row in slices(f"P{index}", SCHEMA.class_names[index % 2], 50)}

@@ -124,6 +124,7 @@ def test_validation_of_patients(short_training: Any) -> None:
     assert report["patients"]["accuracy"] == correct
 
 
+@pytest.mark.slow
 def test_unseeded_training_steps_with_stock_loaders(short_training: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("braintum_seed")
     write_dataset(short_training.raw, 7)
@@ -149,6 +150,7 @@ def test_stock_plans(short_training: Any, planner: str, shape: tuple[int, ...], 
     assert written["classification"]["class_names"] == ["meningioma", "glioma", "no_tumor"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "labels",
     [
@@ -176,6 +178,7 @@ def test_cases_without_a_class_or_without_a_mask(short_training: Any, labels: di
     assert losses("case_04")[1] > 0
 
 
+@pytest.mark.slow
 def test_only_maskless_validation_cases_do_not_poison_the_best_dice(short_training: Any) -> None:
     labels = {"background": 0, "tumour": 1, "ignore": 2}
     write_dataset(short_training.raw, 7, labels=labels, maskless=(0, 1, 2, 3))
@@ -184,6 +187,7 @@ def test_only_maskless_validation_cases_do_not_poison_the_best_dice(short_traini
     assert trainer.logger.get_value("mean_fg_dice", step=-1) == trainer.logger.get_value("ema_fg_dice", step=-1) == 0
 
 
+@pytest.mark.slow
 def test_segmentation_only_checkpoint_warm_starts(short_training: Any) -> None:
     write_dataset(short_training.raw, 7)
     plans = plan_and_preprocess(7)
@@ -199,6 +203,7 @@ def test_segmentation_only_checkpoint_warm_starts(short_training: Any) -> None:
             assert torch.equal(tensor, ours.network.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_class_balance_and_head_group(short_training: Any) -> None:
     write_dataset(short_training.raw, 7, num_cases=12)
     trainer = make_trainer(7, plan_and_preprocess(7))
@@ -227,6 +232,7 @@ def test_overfits_a_handful_of_cases(short_training: Any, monkeypatch: pytest.Mo
     assert correct == number == 8
 
 
+@pytest.mark.slow
 def test_no_classes_no_training(short_training: Any) -> None:
     raw = write_dataset(short_training.raw, 7)
     dataset_json = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
@@ -237,6 +243,7 @@ def test_no_classes_no_training(short_training: Any) -> None:
         make_trainer(7, plans)
 
 
+@pytest.mark.slow
 def test_labels_are_found_and_checked(short_training: Any) -> None:
     raw = write_dataset(short_training.raw, 7)
     plans = plan_and_preprocess(7)
@@ -253,6 +260,7 @@ def test_labels_are_found_and_checked(short_training: Any) -> None:
         make_trainer(7, plans).class_labels  # noqa: B018  read on access
 
 
+@pytest.mark.slow
 def test_interrupted_checkpoint_leaves_the_old_one(short_training: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dataset(short_training.raw, 7)
     trainer = make_trainer(7, plan_and_preprocess(7))

@@ -99,6 +99,7 @@ def fill(logger: LocalLogger, epochs: int) -> None:
                 logger.log(key, [0.5] if key == "dice_per_class_or_region" else 0.5 + epoch, epoch)
 
 
+@pytest.mark.slow
 def test_logger_takes_a_stock_log_and_goes_on(tmp_path: Path) -> None:
     stock, ours = LocalLogger(), MultiTaskLogger()
     fill(stock, 2)

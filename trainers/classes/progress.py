@@ -21,6 +21,9 @@ CLASS_KEYS = (
 )
 """What is logged of the classes, beside nnU-Net's own."""
 
+_DOTS_PER_INCH = 50
+"""nnU-Net's 100 make 16 million pixels, which take seconds to draw after each epoch."""
+
 
 class MultiTaskLogger(LocalLogger):
     """nnU-Net's local logger with the keys of :data:`CLASS_KEYS`, one value an epoch."""
@@ -41,7 +44,8 @@ class MultiTaskLogger(LocalLogger):
 
     def plot_progress_png(self, output_folder: str) -> None:
         """nnU-Net's plot, with the class curves below it in the same picture."""
-        super().plot_progress_png(output_folder)
+        with matplotlib.rc_context({"figure.dpi": _DOTS_PER_INCH}):
+            super().plot_progress_png(output_folder)
         progress = Path(output_folder) / "progress.png"
         stock = matplotlib.image.imread(progress)
         classes = self._plot_classes(stock.shape[1])
@@ -51,7 +55,7 @@ class MultiTaskLogger(LocalLogger):
         """Class loss and class metrics over epochs, (height, width, 4) uint8."""
         log = self.my_fantastic_logging
         epochs = min(len(values) for values in log.values())
-        figure, (loss_axis, metric_axis) = plt.subplots(2, 1, figsize=(width / 100, 24), dpi=100)
+        figure, (loss_axis, metric_axis) = plt.subplots(2, 1, figsize=(width / _DOTS_PER_INCH, 24), dpi=_DOTS_PER_INCH)
         for key, colour in (("train_class_losses", "b"), ("val_class_losses", "r")):
             loss_axis.plot(log[key][:epochs], color=colour, linewidth=4, label=key.replace("_", " "))
         loss_axis.set_ylabel("class loss")

@@ -133,6 +133,7 @@ def test_folder_without_images_is_refused(tmp_path, raw):
         convert(request(tmp_path / "empty", raw))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("BRAINTUM_TEST_DATA" not in os.environ, reason="BRAINTUM_TEST_DATA is not set")
 @pytest.mark.parametrize("pool", [False, True])
 def test_real_images_pass_nnunets_integrity_check(raw, pool):

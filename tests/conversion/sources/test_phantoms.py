@@ -27,6 +27,7 @@ def drawn():
     return slices
 
 
+@pytest.mark.slow
 def test_files_have_the_original_layout(phantoms):
     folder, paths = phantoms
     assert [path.name for path in paths] == [f"{number}.mat" for number in range(1, 25)]
@@ -65,6 +66,7 @@ def test_every_slice_can_be_read_and_one_has_half_the_size(phantoms):
     assert all(content.image.min() >= 0 and content.image.max() <= 4095 for content in slices)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_every_byte(phantoms, tmp_path):
     folder, _ = phantoms
     write_figshare_phantoms(tmp_path / "same", n_patients=12, slices_per_patient=2, size=64)
@@ -75,6 +77,7 @@ def test_the_seed_decides_every_byte(phantoms, tmp_path):
     assert all(value != digest(folder)[name] for name, value in other.items())
 
 
+@pytest.mark.slow
 def test_classes_differ_in_appearance(drawn):
     def core_to_rim(image, mask):
         rows, columns = np.nonzero(mask)
