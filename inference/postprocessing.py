@@ -19,7 +19,7 @@ from nnunetv2.postprocessing.remove_connected_components import (
 )
 
 from braintum.conversion.files.atomic import atomic_path, write_json_atomic
-from braintum.conversion.files.file_checks import DamagedFileError
+from braintum.conversion.files.file_checks import DamagedFileError, one_line
 from braintum.conversion.files.json_files import read_dataset_json, read_json_object
 from braintum.conversion.files.parallel import run_cases
 from braintum.conversion.files.volumes import VolumeError, check_images, first_undamaged
@@ -179,7 +179,7 @@ def _postprocess_case(
     except (DamagedFileError, VolumeError, ValueError) as error:
         return str(error)
     except Exception as error:  # nnU-Net's readers raise whatever they like
-        return f"{file}: cannot be read ({' '.join(str(error).split()) or type(error).__name__}); predict again"
+        return f"{file}: cannot be read ({one_line(error)}); predict again"
     if len(before) != 1:
         return f"{file}: is no label map, it has {len(before)} channels; predict again"
     raw_class = None if result is None else result["predicted_class"]

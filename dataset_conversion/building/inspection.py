@@ -26,6 +26,20 @@ class Inspection:
     problems: tuple[str, ...] = ()
 
 
+def nothing_found(source: Path, what: str, otherwise: str = "give the folder that holds them") -> FileNotFoundError:
+    """Makes the error of a source in which there is nothing to convert.
+
+    Args:
+        source: the folder that was searched.
+        what: there is none of.
+        otherwise: the remedy where no archive lies in the folder or below that may only have to be unpacked.
+    """
+    archives = sorted([*source.rglob("*.zip"), *source.rglob("*.tar")])
+    others = " and the other archives" if len(archives) > 1 else ""
+    remedy = f"unpack {archives[0].name}{others}" if archives else otherwise
+    return FileNotFoundError(f"{source}: no {what}; {remedy}")
+
+
 def raise_problems(problems: Sequence[str], source: Path) -> None:
     """Raises one error with all problems, each of which names file, fault and remedy; without problems, does nothing.
 

@@ -3,7 +3,7 @@
 Everything here keeps the geometry: spacing, origin and direction of a written volume are those of the read one.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -282,6 +282,42 @@ def whole_numbers(image: sitk.Image, path: Path) -> np.ndarray:
             "interpolation; resample it with nearest neighbour, or threshold it"
         )
     return rounded.astype(np.int64)
+
+
+def read_case(
+    channels: Sequence[Path], mask: Path | None, map_labels: Callable[[np.ndarray, Path], np.ndarray]
+) -> tuple[tuple[sitk.Image, ...], np.ndarray | None]:
+    """Reads and checks the volumes of a case, which have to lie on one grid.
+
+    Args:
+        channels: file or DICOM folder of each.
+        mask: likewise; None where there is none.
+        map_labels: makes the mask's whole numbers, shape (Z, Y, X), the labels of the data set; gets the path too, for
+            its errors, which are `VolumeError`.
+
+    Returns:
+        The channels, and the labels; None without a mask.
+
+    Raises:
+        VolumeError: with the problems of all of them.
+    """
+    volumes: dict[Path, sitk.Image] = {}
+    problems: list[str] = []
+    for path in (*channels, *([mask] if mask else [])):
+        try:
+            volumes[path] = read_volume(path)
+        except VolumeError as error:
+            problems += error.problems
+    problems += geometry_problems(volumes) if len(volumes) > 1 else []
+    labels = None
+    if mask is not None and mask in volumes:
+        try:
+            labels = map_labels(whole_numbers(volumes[mask], mask), mask)
+        except VolumeError as error:
+            problems += error.problems
+    if problems:
+        raise VolumeError(*problems)
+    return tuple(volumes[path] for path in channels), labels
 
 
 def compact(array: np.ndarray) -> np.ndarray:

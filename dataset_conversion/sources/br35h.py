@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from braintum.conversion.building.inspection import SourceError
+from braintum.conversion.building.inspection import SourceError, nothing_found
 from braintum.conversion.building.natural_images import (
     AGAIN,
     FILE_ENDING,
@@ -145,9 +145,8 @@ def list_images(source: Path) -> tuple[Listing, frozenset[str]]:
         for path in find_images(_find_class_folder(source, tumour_class) or source / folder):
             found.append(FoundImage(path, folder))
     if not found and not listing.problems:
-        archives = sorted(source.glob("*.zip"))
-        remedy = f"unpack {archives[0].name}" if archives else "give the folder that holds yes, no and Br35H-Mask-RCNN"
-        raise FileNotFoundError(f"{source}: no images in yes, no, TRAIN, VAL or TEST; {remedy}")
+        remedy = "give the folder that holds yes, no and Br35H-Mask-RCNN"
+        raise nothing_found(source, "images in yes, no, TRAIN, VAL or TEST", remedy)
     found = merge_copies(found)
     names = unique_case_names(f"br35h_{image.path.stem.lower()}" for image in found)
     validation = set()

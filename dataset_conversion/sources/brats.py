@@ -23,17 +23,18 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 
+from braintum.conversion.building.inspection import nothing_found
 from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.slices import add_slice_arguments, slice_choice
 from braintum.conversion.building.source_tables import read_rows
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
-from braintum.conversion.files.volumes import VolumeError, geometry_problems, read_volume, whole_numbers
+from braintum.conversion.files.volumes import VolumeError, read_case
 from braintum.conversion.format.cases import Case
 from braintum.conversion.format.class_names import known_name, unified_schema
 from braintum.conversion.format.label_names import BRATS_LABELS, BRATS_REGIONS
@@ -104,24 +105,9 @@ class BratsCase:
 
     def load(self) -> LoadedVolume:
         """Reads and checks the case; raises `VolumeError`."""
-        volumes: dict[Path, sitk.Image] = {}
-        problems: list[str] = []
-        for path in self.files():
-            try:
-                volumes[path] = read_volume(path)
-            except VolumeError as error:
-                problems += error.problems
-        problems += geometry_problems(volumes) if len(volumes) > 1 else []
-        labels = None
-        if self.mask is not None and self.mask in volumes:
-            try:
-                labels = map_labels(whole_numbers(volumes[self.mask], self.mask), self.mask, self.convention)
-            except VolumeError as error:
-                problems += error.problems
-        if problems:
-            raise VolumeError(*problems)
+        images, labels = read_case(self.channels, self.mask, partial(map_labels, convention=self.convention))
         remarks = ("no enhancing tumour",) if labels is not None and labels.any() and not (labels == 3).any() else ()
-        return LoadedVolume(tuple(volumes[path] for path in self.channels), labels, remarks)
+        return LoadedVolume(images, labels, remarks)
 
 
 def map_labels(array: np.ndarray, path: Path, convention: str) -> np.ndarray:
@@ -253,11 +239,10 @@ def find_cases(source: Path, unlabelled: str = "test") -> tuple[list[BratsCase],
         found[match["id"]][match["sequence"].lower()].append(path)
         cohorts[match["id"]] = (match.groupdict().get("cohort") or "").upper()
     if not found:
-        archives = sorted([*source.rglob("*.zip"), *source.rglob("*.tar")])
-        remedy = f"unpack {archives[0].name}" if archives else "give the folder that holds the case folders"
-        raise FileNotFoundError(
-            f"{source}: no files such as BraTS2021_00000_flair.nii.gz or BraTS-GLI-00000-000-t2f.nii.gz in this folder "
-            f"or below; {remedy}"
+        raise nothing_found(
+            source,
+            "files such as BraTS2021_00000_flair.nii.gz or BraTS-GLI-00000-000-t2f.nii.gz in this folder or below",
+            "give the folder that holds the case folders",
         )
     grades, problems = read_grades(source)
     cases = []

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from braintum.conversion.building.inspection import SourceError
+from braintum.conversion.building.inspection import SourceError, nothing_found
 from braintum.conversion.building.natural_images import (
     AGAIN,
     FILE_ENDING,
@@ -139,11 +139,7 @@ def list_images(source: Path) -> Listing:
     _list_classification(source, found, listing.problems)
     _list_segmentation(source, found, listing.problems)
     if not any(entry.path for entry in found.values()):
-        archives = sorted(source.glob("*.zip"))
-        remedy = f"unpack {archives[0].name}" if archives else "give the folder that holds them"
-        raise FileNotFoundError(
-            f"{source}: no images in classification_task/train/glioma and the like, nor in segmentation_task; {remedy}"
-        )
+        raise nothing_found(source, "images in classification_task/train/glioma and the like, nor in segmentation_task")
     manifest = read_manifest(source)
     for stem, entry in sorted(found.items()):
         if entry.is_ambiguous:  # which of the files is right is not known

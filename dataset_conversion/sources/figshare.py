@@ -32,6 +32,7 @@ from braintum.conversion.building.inspection import (
     SourceError,
     inspect_cases,
     naming_problems,
+    nothing_found,
     raise_problems,
 )
 from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
@@ -180,9 +181,7 @@ def find_slices(source: Path) -> tuple[list[SliceFile], list[str]]:
             doubles[number] = f"{path}: slice {number} occurs twice, also as {found[number]}; remove one of them"
         found.setdefault(number, path)
     if not found:
-        archives = sorted(source.rglob("*.zip"))
-        remedy = f"unpack {archives[0].name} and the other archives" if archives else "give the folder that holds them"
-        raise FileNotFoundError(f"{source}: no slices (1.mat, 2.mat, …) in this folder or below; {remedy}")
+        raise nothing_found(source, "slices (1.mat, 2.mat, …) in this folder or below")
     logger.info("%d of the data set's %d slices found in %s", len(found), N_SLICES, source)
     files = [SliceFile(number, found[number], source) for number in sorted(found.keys() - doubles.keys())]
     if not files:

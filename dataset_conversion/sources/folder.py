@@ -26,21 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 
 from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.slices import PLANES, SliceChoice
 from braintum.conversion.building.source_tables import read_diagnoses
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
-from braintum.conversion.files.volumes import (
-    VolumeError,
-    dicom_files,
-    files_of,
-    geometry_problems,
-    is_volume_file,
-    read_volume,
-    whole_numbers,
-)
+from braintum.conversion.files.volumes import VolumeError, dicom_files, files_of, is_volume_file, read_case
 from braintum.conversion.format.cases import Case
 from braintum.conversion.format.class_names import NEGATIVE_CLASS, unified_schema
 
@@ -78,23 +69,7 @@ class FolderCase:
 
     def load(self) -> LoadedVolume:
         """Reads and checks the volumes; raises `VolumeError`."""
-        volumes: dict[Path, sitk.Image] = {}
-        problems: list[str] = []
-        for path in (*self.channels, *([self.mask] if self.mask else [])):
-            try:
-                volumes[path] = read_volume(path)
-            except VolumeError as error:
-                problems += error.problems
-        problems += geometry_problems(volumes) if len(volumes) > 1 else []
-        mask = None
-        if self.mask is not None and self.mask in volumes:
-            try:
-                mask = self._map_labels(whole_numbers(volumes[self.mask], self.mask))
-            except VolumeError as error:
-                problems += error.problems
-        if problems:
-            raise VolumeError(*problems)
-        images = tuple(volumes[path] for path in self.channels)
+        images, mask = read_case(self.channels, self.mask, self._map_labels)
         remarks: tuple[str, ...] = ()
         if self.mask is None:
             remarks = ("no mask: learns the class only",)
@@ -103,7 +78,7 @@ class FolderCase:
                 mask = np.zeros(images[0].GetSize()[::-1], np.uint8)
         return LoadedVolume(images, mask, remarks)
 
-    def _map_labels(self, array: np.ndarray) -> np.ndarray:
+    def _map_labels(self, array: np.ndarray, path: Path) -> np.ndarray:
         if self.labels is None:
             return (array != 0).astype(np.uint8)
         known = {0: 0, **dict(self.labels)}
@@ -111,7 +86,7 @@ class FolderCase:
         unexpected = [value for value in values.tolist() if value not in known]
         if unexpected:
             raise VolumeError(
-                f"{self.mask}: holds {', '.join(map(str, unexpected[:5]))}, but --labels names "
+                f"{path}: holds {', '.join(map(str, unexpected[:5]))}, but --labels names "
                 f"{', '.join(str(value) for value in known if value)} only; name it there, or correct the mask"
             )
         return np.array([known[value] for value in values.tolist()], np.uint8)[positions].reshape(array.shape)

@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from braintum.conversion.building.inspection import nothing_found
 from braintum.conversion.building.natural_images import (
     FILE_ENDING,
     ImageItem,
@@ -94,9 +95,8 @@ def list_images(source: Path) -> Listing:
                     f"{folder}: no class has this name; known: {', '.join(CLASSES)}; rename or remove the folder"
                 )
     if not found:
-        archives = sorted(source.glob("*.zip"))
-        remedy = f"unpack {archives[0].name}" if archives else "give the folder that holds Training and Testing"
-        raise FileNotFoundError(f"{source}: no images in Training/glioma and the like; {remedy}")
+        remedy = "give the folder that holds Training and Testing"
+        raise nothing_found(source, "images in Training/glioma and the like", remedy)
     # names repeat between folders, so that part and class have to be in the case's name
     names_of_cases = unique_case_names(f"{part}_{tumour_class}_{path.stem}" for part, tumour_class, path in found)
     for name, (part, tumour_class, path) in zip(names_of_cases, found, strict=True):

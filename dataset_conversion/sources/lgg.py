@@ -29,12 +29,12 @@ import numpy as np
 import SimpleITK as sitk
 from PIL import Image
 
-from braintum.conversion.building.inspection import SourceError, raise_problems
+from braintum.conversion.building.inspection import SourceError, nothing_found, raise_problems
 from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.slices import add_slice_arguments, slice_choice
 from braintum.conversion.building.source_tables import read_rows
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes
-from braintum.conversion.files.file_checks import MAX_PIXELS, check_file
+from braintum.conversion.files.file_checks import MAX_PIXELS, check_file, one_line
 from braintum.conversion.files.volumes import VolumeError
 from braintum.conversion.format.cases import Case, ClassSchema
 from braintum.conversion.format.class_names import NEGATIVE_CLASS, UNSPECIFIC_CLASS
@@ -129,7 +129,7 @@ def _read(path: Path, mode: str, problems: list[str]) -> np.ndarray | None:
             else:
                 problems.append(f"{path}: has pixels of mode {image.mode}, not {mode}; {AGAIN}")
     except Exception as error:  # Pillow's decoders raise errors of many types for corrupt files
-        problems.append(f"{path}: not a complete TIFF file ({' '.join(str(error).split())}); {AGAIN}")
+        problems.append(f"{path}: not a complete TIFF file ({one_line(error)}); {AGAIN}")
     return None
 
 
@@ -246,11 +246,7 @@ def find_patients(
                 continue
             folders[path.name] = path
     if not folders:
-        archives = sorted(source.rglob("*.zip"))
-        remedy = f"unpack {archives[0].name}" if archives else "give the folder that holds them"
-        raise FileNotFoundError(
-            f"{source}: no folders such as TCGA_CS_4941_19960909 with TIFF files in this folder or below; {remedy}"
-        )
+        raise nothing_found(source, "folders such as TCGA_CS_4941_19960909 with TIFF files in this folder or below")
     names = sorted(folders)
     classes, table_problems, notes = read_classes(source, class_by, [_patient(name) for name in names])
     problems += table_problems
