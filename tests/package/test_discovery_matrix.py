@@ -1,7 +1,8 @@
 """nnU-Net's own look-ups and commands find our classes, however and in whatever order the two were installed.
 
 Each cell is a virtual environment that shares all dependencies with the interpreter that runs the tests, but has a
-braintum and an nnU-Net of its own. ``make test`` runs one of the eight cells, ``make test-all`` two, ``make test-matrix`` all.
+braintum and an nnU-Net of its own. ``make test`` runs one of the eight cells, ``make test-all`` two, and
+``make test-matrix`` all of them.
 """
 
 import json
