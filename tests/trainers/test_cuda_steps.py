@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from examples import ALL_TRAINERS
 from pretended_gpu import GPU, pretended_gpu
 from tiny_training import write_preprocessed
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
@@ -19,7 +20,6 @@ from braintum.inference.prediction import bulk_prediction, window_batches
 from braintum.inference.prediction.bulk_prediction import BulkPredictor
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.planner.planning.presets import LIGHT
-from braintum.trainers import registered
 from braintum.trainers.classes.class_supervision import ClassLabels
 
 KEYS = ("a", "b", "c")
@@ -73,7 +73,7 @@ def waits_of_steps(steps: Any, name: str, patch_size: tuple[int, ...]) -> tuple[
 
 @pytest.mark.slow
 @pytest.mark.parametrize("patch_size", [(64, 64), (32, 32, 32)], ids=["2d", "3d"])
-@pytest.mark.parametrize("name", registered.__all__)
+@pytest.mark.parametrize("name", ALL_TRAINERS)
 def test_the_host_waits_no_more_than_nnunets(steps: Any, name: str, patch_size: tuple[int, ...]) -> None:
     try:
         training, validation = waits_of_steps(steps, name, patch_size)

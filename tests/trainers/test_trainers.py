@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from examples import ALL_TRAINERS, SOME_TRAINERS
 from nnunet_runs import make_trainer, plan_and_preprocess, write_dataset
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
@@ -31,12 +32,10 @@ SEGMENTATION_ONLY = {
 TORCHVISION = {f"nnUNetTrainerClassifier{name}" for name in ("FTCNN", "ResNet50", "DenseNet121", "GoogLeNet")}
 CLASSIFIERS = TORCHVISION | {"nnUNetTrainerClassifierUNet"}
 TWO_STAGE = "nnUNetTrainerBrainTumNetTwoStage"
-LEARNING = ("nnUNetTrainerMultiTask", "nnUNetTrainerBrainTumNet", "nnUNetTrainerUNet")
-OTHERS_LEARNING = [
-    pytest.param(name, marks=pytest.mark.thorough) for name in registered.__all__ if name not in LEARNING
-]
 EVERYWHERE = [(name, "2d") for name in registered.__all__] + [
-    (name, "3d_fullres") for name in registered.__all__ if name not in TORCHVISION
+    pytest.param(name, "3d_fullres", marks=() if name in SOME_TRAINERS else pytest.mark.thorough)
+    for name in registered.__all__
+    if name not in TORCHVISION
 ]
 
 
@@ -361,7 +360,7 @@ def test_stopped_training_is_validated_and_its_models_predict(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*LEARNING, *OTHERS_LEARNING])
+@pytest.mark.parametrize("name", ALL_TRAINERS)
 def test_overfits_eight_cases(folders: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     data = write_preprocessed(folders.preprocessed, "2d", classes=name not in SEGMENTATION_ONLY)
     trainer = data.trainer(name, fold="all")
