@@ -39,6 +39,20 @@ class NnunetFolders:
     preprocessed: Path
     results: Path
 
+    @staticmethod
+    def below(root: Path) -> "NnunetFolders":
+        """New ones, empty."""
+        folders = NnunetFolders(*(root / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")))
+        for folder in (folders.raw, folders.preprocessed, folders.results):
+            folder.mkdir()
+        return folders
+
+    def enter(self, patch: pytest.MonkeyPatch) -> None:
+        """Set nnU-Net's environment variables; one worker process for batches."""
+        for folder in (self.raw, self.preprocessed, self.results):
+            patch.setenv(folder.name, str(folder))
+        patch.setenv("nnUNet_n_proc_DA", "1")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def registered_with_nnunet() -> None:
@@ -78,11 +92,8 @@ def small_curves() -> Iterator[None]:
 @pytest.fixture
 def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NnunetFolders:
     """Empty nnU-Net folders, which its environment variables point to; one worker process everywhere."""
-    folders = NnunetFolders(tmp_path / "nnUNet_raw", tmp_path / "nnUNet_preprocessed", tmp_path / "nnUNet_results")
-    for folder in (folders.raw, folders.preprocessed, folders.results):
-        folder.mkdir()
-        monkeypatch.setenv(folder.name, str(folder))
-    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    folders = NnunetFolders.below(tmp_path)
+    folders.enter(monkeypatch)
     return folders
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
+from conftest import NnunetFolders
 from nnunet_runs import make_trainer, plan_and_preprocess, run_command, write_dataset
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from PIL import Image
@@ -35,7 +36,9 @@ def make_model(
     for fold in range(num_folds):
         torch.manual_seed(fold)
         trainer = make_trainer(7, plans, configuration, fold=fold)
-        trainer.on_train_start()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("nnUNet_n_proc_DA", "0")  # workers would only be started and ended
+            trainer.on_train_start()
         for parameter in trainer.network.decoder.seg_layers.parameters():  # so that some foreground is predicted
             torch.nn.init.normal_(parameter, std=0.5)
         trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
@@ -119,9 +122,24 @@ def test_segmentations_equal_stock_prediction(
         assert rows[case]["predicted_class"] == max(result["probabilities"], key=result["probabilities"].get)
 
 
+@pytest.fixture(scope="module")
+def built_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of nnU-Net's three folders, with the model of :func:`model`."""
+    root = tmp_path_factory.mktemp("built")
+    folders = NnunetFolders.below(root)
+    with pytest.MonkeyPatch.context() as patch:
+        folders.enter(patch)
+        make_model(folders, (32, 32))
+    return root
+
+
 @pytest.fixture
-def model(nnunet_folders: Any) -> Path:
-    return make_model(nnunet_folders, (32, 32))
+def model(nnunet_folders: Any, built_model: Path) -> Path:
+    """A model of one's own, which may be damaged."""
+    for folder in (nnunet_folders.raw, nnunet_folders.preprocessed, nnunet_folders.results):
+        shutil.copytree(built_model / folder.name, folder, dirs_exist_ok=True)
+    (plans,) = nnunet_folders.results.glob("*/*/plans.json")
+    return plans.parent
 
 
 @pytest.mark.slow
