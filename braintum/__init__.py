@@ -103,4 +103,4 @@ if not TYPE_CHECKING:  # type checkers take the imports above, and would take an
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

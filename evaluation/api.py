@@ -22,7 +22,7 @@ from braintum.evaluation.results.tables import Table, tables_of
 
 __all__ = ["Evaluation", "evaluate", "evaluate_models"]
 
-Path_ = str | os.PathLike[str]
+FilePath = str | os.PathLike[str]
 Criterion = Literal["Dice", "macro_f1", "joint"]
 _FEWEST_RESAMPLES = 100
 
@@ -63,12 +63,12 @@ class Evaluation:
 
 @api_function()
 def evaluate(
-    predictions: Path_ | Sequence[Path_],
-    labels: Path_,
-    output: Path_ | None = None,
+    predictions: FilePath | Sequence[FilePath],
+    labels: FilePath,
+    output: FilePath | None = None,
     *,
-    dataset_json: Path_ | None = None,
-    cases: Path_ | None = None,
+    dataset_json: FilePath | None = None,
+    cases: FilePath | None = None,
     partial: bool = False,
     ensembles: bool = False,
     criterion: Criterion = "joint",
@@ -110,11 +110,11 @@ def evaluate(
 
 @api_function()
 def evaluate_models(
-    models: Path_ | Sequence[Path_],
-    output: Path_ | None = None,
+    models: FilePath | Sequence[FilePath],
+    output: FilePath | None = None,
     *,
     folds: Sequence[int] | None = None,
-    cases: Path_ | None = None,
+    cases: FilePath | None = None,
     look_for_postprocessing: bool = False,
     ensembles: bool = False,
     criterion: Criterion = "joint",
@@ -226,7 +226,7 @@ def _with_outputs(
     ]
 
 
-def _listed(folders: Path_ | Sequence[Path_]) -> list[Path]:
+def _listed(folders: FilePath | Sequence[FilePath]) -> list[Path]:
     if isinstance(folders, (str, os.PathLike)):
         return [Path(folders)]
     if not folders:
@@ -234,5 +234,5 @@ def _listed(folders: Path_ | Sequence[Path_]) -> list[Path]:
     return [Path(folder) for folder in folders]
 
 
-def _path(path: Path_ | None) -> Path | None:
+def _path(path: FilePath | None) -> Path | None:
     return None if path is None else Path(path)

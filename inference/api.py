@@ -30,14 +30,14 @@ from braintum.inference.results.calibration import calibration_of
 
 __all__ = ["explain", "load_model", "load_predictor", "predict", "predict_folder", "preprocess"]
 
-Path_ = str | os.PathLike[str]
-Model = Path_ | SegmentationPredictor
+FilePath = str | os.PathLike[str]
+Model = FilePath | SegmentationPredictor
 """A model folder, which is then loaded as by :func:`load_predictor`, or what that returned."""
 
 
 @api_function()
 def load_predictor(
-    model: Path_,
+    model: FilePath,
     *,
     folds: Sequence[int | str] | None = None,
     checkpoint: str = DEFAULT_CHECKPOINT,
@@ -151,8 +151,8 @@ def predict(
 
 @api_function()
 def predict_folder(
-    images: Path_,
-    output: Path_,
+    images: FilePath,
+    output: FilePath,
     model: Model,
     *,
     class_model: Model | None = None,
@@ -163,7 +163,7 @@ def predict_folder(
     part_id: int = 0,
     num_workers: int = 0,
     aggregation: AggregationMode = "weighted",
-    cases: Path_ | None = None,
+    cases: FilePath | None = None,
     exact: bool = False,
     precision: Precision = "float32",
     show_progress: bool = True,
@@ -225,14 +225,14 @@ def predict_folder(
 
 @api_function()
 def explain(
-    images: Path_,
-    output: Path_,
+    images: FilePath,
+    output: FilePath,
     model: Model,
     *,
     method: str = "hirescam",
     stage: int | None = None,
     class_name: str | None = None,
-    labels: Path_ | None = None,
+    labels: FilePath | None = None,
     limit: int | None = None,
     controls: bool = True,
     show_progress: bool = True,
@@ -275,7 +275,7 @@ def explain(
 
 @api_function()
 def load_model(
-    model: Path_,
+    model: FilePath,
     *,
     fold: int | str = 0,
     checkpoint: str = DEFAULT_CHECKPOINT,

@@ -172,6 +172,8 @@ def predict_folder(
         UnwritableFolderError: the disk is full, or the output folder read-only.
         OSError: a worker process was killed. The cases predicted so far are kept then, as after any other error.
     """
+    if not 0 <= part_id < num_parts:
+        raise ValueError(f"part {part_id} of {num_parts}: parts count from 0 to {num_parts - 1}")
     source, target = Path(input_folder), Path(output_folder)
     if source.resolve() == target.resolve():
         raise ValueError(f"input and output are the same folder, {source}; choose another output folder")

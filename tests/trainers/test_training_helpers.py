@@ -1,5 +1,6 @@
 """Settings, schedule, seeded batches and the logger."""
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,23 @@ def test_bad_settings_are_named(monkeypatch: pytest.MonkeyPatch, name: str, valu
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"{name}.*whole number.*{value}"):
         TrainingSettings.from_environment()
+
+
+def test_settings_given_replace_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("braintum_seed", "5")
+    monkeypatch.setenv("braintum_augmentation", "cpu")
+    before = dict(os.environ)
+    given = TrainingSettings(num_epochs=7, num_iterations_per_epoch=3, task_balancing="pcgrad", permuted_labels=0)
+    for settings in (given, TrainingSettings(), TrainingSettings(seed=0, deterministic=True)):
+        with settings.in_environment():
+            assert TrainingSettings.from_environment() == settings
+        assert dict(os.environ) == before
+    with (
+        pytest.raises(ValueError, match="braintum_deterministic=1 needs a seed"),
+        TrainingSettings(deterministic=True).in_environment(),
+    ):
+        raise AssertionError("not reached")
+    assert dict(os.environ) == before
 
 
 def test_schedule_per_group() -> None:

@@ -1,4 +1,8 @@
-"""Settings of our trainers that users change without writing a class: environment variables, in nnU-Net's manner."""
+"""Settings of our trainers that users change without writing a class: environment variables, in nnU-Net's manner.
+
+:func:`braintum.train` takes them as an argument, and hands them on in the same way: nnU-Net passes nothing else on to
+its trainers and the processes that they start.
+"""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +18,7 @@ AUGMENTATION = ("default", "gpu", "cpu")
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What the environment asks for; None where it is silent.
+    """What the environment or the caller asks for; None leaves it to the trainer's recipe.
 
     Attributes:
         num_epochs: ``braintum_num_epochs``: length of the training; not set: the trainer's own.
