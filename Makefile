@@ -1,6 +1,7 @@
 # make demo [DATA=folder]  convert, plan, train and predict, on synthetic data or on Figshare's .mat files
 # make test                lint, types and tests; while editing, test-fast: those that take less than a second
 # make test-all            further examples of what make test shows on some; test-matrix: all ways of installing
+# make docs                these pages as HTML, docs/_build/html/index.html; a broken link or an undocumented option fails
 # All install what they need into .venv, once.
 PYTHON ?= python3
 DATA ?=
@@ -9,8 +10,9 @@ VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
+INSTALLED_DOCS := $(VENV)/.installed-docs
 
-.PHONY: demo test test-fast test-all test-matrix lint clean
+.PHONY: demo test test-fast test-all test-matrix lint docs clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/braintum_demo $(if $(DATA),--data "$(DATA)")
@@ -35,6 +37,9 @@ lint: $(INSTALLED_TEST)
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy
 
+docs: $(INSTALLED_DOCS)
+	$(VENV_PYTHON) -m sphinx -W --keep-going -j auto -q docs docs/_build/html
+
 $(VENV_PYTHON):
 	$(PYTHON) -m venv $(VENV)
 
@@ -46,6 +51,10 @@ $(INSTALLED_TEST): setup.cfg pyproject.toml | $(VENV_PYTHON)
 	$(VENV_PYTHON) -m pip install -e ".[test]"
 	touch $(INSTALLED) $@
 
+$(INSTALLED_DOCS): setup.cfg pyproject.toml | $(VENV_PYTHON)
+	$(VENV_PYTHON) -m pip install -e ".[docs]"
+	touch $(INSTALLED) $@
+
 clean:
-	rm -rf $(VENV) build dist demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist demo_output docs/_build docs/reference/generated *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

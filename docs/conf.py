@@ -35,11 +35,14 @@ _FOREIGN = (
 nitpick_ignore_regex = [
     (r"py:.*", rf"({'|'.join(_FOREIGN.split())})\..*"),
     (r"py:class", r"braintum\..*\.(Item|Result|_\w+)"),  # type variables and what is private
+    (r"py:class", r"ScalarImage"),  # torchio's, imported for type checkers alone
 ]
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["attrs_inline", "colon_fence"]
 
+toc_object_entries = False  # the contents of a page are its modules
+autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"

@@ -23,7 +23,7 @@ def python_api_page() -> str:
             kind = "exception" if issubclass(value, Exception) else "class"
         elif callable(value):
             kind = "function"
-        entries.append(f".. auto{kind}:: braintum.{name}\n\n")
+        entries.append(title(name, "-") + f".. auto{kind}:: braintum.{name}\n\n")
     return (
         title("Python interface")
         + "What ``import braintum`` promises. Everything below it (:doc:`internals/index`) can be imported too, but "

@@ -2,8 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from functools import cache
 
 from command_pages import REPOSITORY, console_scripts
 from text import indented, title
@@ -16,18 +15,20 @@ _NAME = re.compile(r"braintum_[a-z_]+")
 _ATTRIBUTE = re.compile(r"^\w+: ``(braintum_[a-z_]+)``: (.*(?:\n .*)*)", re.MULTILINE)
 
 
-def sources() -> Iterator[Path]:
-    """Source files of the package."""
-    for part in sorted((REPOSITORY / "braintum").iterdir()):
-        yield from sorted(part.rglob("*.py")) if part.is_dir() else [part] if part.suffix == ".py" else []
+@cache
+def sources() -> tuple[ast.Module, ...]:
+    """Source files of the package that name a variable."""
+    folders = [part for part in (REPOSITORY / "braintum").iterdir() if part.is_dir()]
+    texts = (path.read_text(encoding="utf-8") for folder in folders for path in folder.rglob("*.py"))
+    return tuple(ast.parse(text) for text in texts if "braintum_" in text)
 
 
 def names_in_code() -> set[str]:
     """Every text in the code that is spelled as a variable, without commands and :data:`NO_VARIABLES`."""
     found = {
         node.value
-        for path in sources()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for tree in sources()
+        for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and _NAME.fullmatch(node.value)
     }
     return found - NO_VARIABLES - console_scripts().keys()
@@ -39,8 +40,7 @@ def documented() -> dict[str, str]:
     Read are the attributes of a class whose text begins with the variable, and the text below a constant that holds it.
     """
     found = {}
-    for path in sources():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+    for tree in sources():
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
                 attributes = re.sub(r"^ {4}", "", ast.get_docstring(node) or "", flags=re.MULTILINE)

@@ -4,8 +4,8 @@ Types stand in annotations alone: a colon in the first sentence of a constant's 
 no type, which is what napoleon takes it for.
 """
 
+import importlib
 import inspect
-import sys
 from typing import Any
 
 from docutils import nodes
@@ -34,7 +34,10 @@ def _imported_name(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, text: nodes.TextElement
 ) -> nodes.Node | None:
     """A docstring may call by its short name what its module imports."""
-    value = getattr(sys.modules.get(node.get("py:module") or ""), node.get("reftarget", ""), None)
+    module = node.get("py:module") or ""
+    if not module.startswith("braintum"):
+        return None
+    value = getattr(importlib.import_module(module), node["reftarget"], None)
     if not inspect.isclass(value) and not inspect.isfunction(value):
         return None
     if not value.__module__.startswith("braintum"):

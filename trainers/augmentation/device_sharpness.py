@@ -37,7 +37,10 @@ class GaussianBlur(IntensityStep):
         return GaussianBlur(channels, Distribution.of(transform.blur_sigma), transform.synchronize_axes, num_axes)
 
     def draw(self, active: torch.Tensor, num_channels: int, generator: torch.Generator) -> Parameters:
-        """See :class:`Step`; ``kernels`` holds weights (n, K) for each axis."""
+        """See :class:`~braintum.trainers.augmentation.augmentation_parameters.Step`.
+
+        ``kernels`` holds weights (n, K) for each axis.
+        """
         index = self.channels.draw(active, num_channels, generator)
         num_numbers = 1 if self.synchronize_axes else self.num_axes
         sigma = self.channels.numbers(self.sigma, index, active, num_channels, generator, num_numbers)
@@ -112,7 +115,10 @@ class LowResolution(IntensityStep):
         )
 
     def draw(self, active: torch.Tensor, num_channels: int, generator: torch.Generator) -> Parameters:
-        """See :class:`Step`; ``scales`` is a list of n lists, as it decides about shapes."""
+        """See :class:`~braintum.trainers.augmentation.augmentation_parameters.Step`.
+
+        ``scales`` is a list of n lists, as it decides about shapes.
+        """
         index = self.channels.draw(active, num_channels, generator)
         num_numbers = 1 if self.synchronize_axes else self.num_axes
         scales = self.channels.numbers(self.scale, index, active, num_channels, generator, num_numbers)
