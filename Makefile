@@ -1,4 +1,4 @@
-# make demo [DATA=folder]  convert, plan, train and predict, on synthetic data or on Figshare's .mat files
+# make demo [DATA=folder]  all of it in 5 minutes, on synthetic data or on Figshare's .mat files, with a picture
 # make test                lint, types and tests; make test-matrix runs all combinations of installations
 # Both install what they need into .venv, once.
 PYTHON ?= python3
