@@ -1,4 +1,4 @@
-# make demo [DATA=folder]  convert, plan, train and predict, on synthetic data or on Figshare's .mat files
+# make demo [DATA=folder]  all of it in 5 minutes, on synthetic data or on Figshare's .mat files, with a picture
 # make test                lint, types and tests; while editing, test-fast: those that take less than a second
 # make test-all            further examples of what make test shows on some; test-matrix: all ways of installing
 # make docs                these pages as HTML, docs/_build/html/index.html; a broken link or an undocumented option fails

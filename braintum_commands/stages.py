@@ -61,6 +61,7 @@ class Stages:
         self.environment = {**environment, "PYTHONUNBUFFERED": "1"}
         self.verbose = verbose
         if not verbose:
+            self.environment["TQDM_MININTERVAL"] = "60"  # in a file, each step of a tool's bar takes a line
             log_file.write_bytes(b"")
 
     @contextmanager

@@ -49,6 +49,7 @@ def demo(argv: list[str] | None = None) -> int:
     """Run the command; see ``braintum_demo -h``."""
     args = build_parser().parse_args(argv)
     started = time.monotonic()
+    num_slices = NUM_SLICES if args.data is None else _count_slices(args.data, args.out)
     show = Demo(
         out=_fresh_folder(_from_here(args.out)),
         data=args.data,
@@ -57,7 +58,7 @@ def demo(argv: list[str] | None = None) -> int:
         iterations=args.iterations,
         spacing=args.spacing,
         device=args.device or _default_device(),
-        num_slices=NUM_SLICES if args.data is None else sum(1 for _ in args.data.rglob("[0-9]*.mat")),
+        num_slices=num_slices,
     )
     for name in _FOLDERS:
         (show.out / name).mkdir()
@@ -75,6 +76,22 @@ def demo(argv: list[str] | None = None) -> int:
         f"\nAll of it took {duration(time.monotonic() - started)}.\n\n{headlines(show, summary)}\n\n{what_next(show)}"
     )
     return 0
+
+
+def _count_slices(data: Path, out: Path) -> int:
+    """How many slices the data set has.
+
+    Raises:
+        ValueError: none, or they lie in the folder that is going to be emptied.
+    """
+    if data.resolve().is_relative_to(out.resolve()):
+        raise ValueError(f"{data} lies in {out}, which is emptied first; choose another folder with --out")
+    num_slices = sum(1 for _ in data.rglob("[0-9]*.mat"))
+    if num_slices == 0:
+        raise ValueError(
+            f"{data} holds no slices (1.mat, 2.mat, …); name the folder that Figshare's files are unzipped in"
+        )
+    return num_slices
 
 
 def _fresh_folder(out: Path) -> Path:

@@ -55,6 +55,17 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path, capsys):
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.docx"]
 
 
+def test_data_that_is_no_data_is_refused_before_anything_is_emptied(tmp_path, capsys):
+    out = tmp_path / "out"
+    (out / "source").mkdir(parents=True)
+    (out / ".braintum_demo").touch()  # an earlier demonstration's
+    (out / "source" / "1.mat").touch()
+    for data, message in ((out / "source", "which is emptied first"), (tmp_path / "nowhere", "holds no slices")):
+        assert run_command(demo, ["--out", str(out), "--data", str(data)], needs_nnunet=False) == 1
+        assert message in capsys.readouterr().err
+    assert (out / "source" / "1.mat").exists()
+
+
 def test_a_stage_that_fails_ends_it(tmp_path, capsys, monkeypatch):
     """Its converter finds no slices; nothing after it is tried."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
@@ -66,6 +77,7 @@ def test_a_stage_that_fails_ends_it(tmp_path, capsys, monkeypatch):
         (programs / name).chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(programs / "python"))
     (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "1.mat").touch()
     out = tmp_path / "out"
     arguments = ["--out", str(out), "--data", str(tmp_path / "data"), "--device", "cpu"]
     for _ in range(2):  # its own folder is emptied and filled again
@@ -119,11 +131,13 @@ def test_headlines_are_those_of_the_evaluation(show, table):
 
 def test_what_to_type_next_is_understood(show, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))  # as make has it, off the PATH
     show = dataclasses.replace(show, out=Path("a folder"))
     lines = what_next(show).splitlines()
     assert lines[0].startswith("Look at a folder/cases.png.")
     export = next(line for line in lines if line.startswith("export "))
     assert "nnUNet_raw=\"$PWD\"/'a folder/nnUNet_raw'" in export
+    assert export.endswith(' PATH="$PWD"/.venv/bin:$PATH')
     parsers = {
         "braintum_report": report_parser(),
         "braintum_explain": explain_parser(),
