@@ -15,10 +15,9 @@ import os
 from collections.abc import Callable
 
 import torch
-from timing import times_in_turns
+from timing import peak_on_cpu, times_in_turns
 from torch import nn
 from torch.nn import functional
-from torch.profiler import ProfilerActivity, profile
 
 from braintum.architectures.blocks.adaptive_masked_attention import AdaptiveMaskedAttention
 from braintum.architectures.blocks.bt_block import HEAD_FEATURES
@@ -109,14 +108,7 @@ def peak_bytes(step: Callable[[], None], device: torch.device) -> float:
         torch.cuda.reset_peak_memory_stats()
         step()
         return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        step()
-    held = peak = 0
-    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    return peak_on_cpu(step)
 
 
 def columns(values: dict[str, float], factor: float) -> str:

@@ -1,9 +1,10 @@
-"""Times of steps that take turns."""
+"""Times of steps that take turns, and the memory of one."""
 
 import time
 from collections.abc import Callable, Mapping
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 
 def times_in_turns(
@@ -20,6 +21,18 @@ def times_in_turns(
             if repeat >= 0:
                 times[label].append(time.perf_counter() - started)
     return times
+
+
+def peak_on_cpu(step: Callable[[], object]) -> int:
+    """Bytes that the CPU's allocator holds at most while a step runs, beyond what it held before; from its events."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    held = peak = 0
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
 
 
 def synchronise(device: torch.device) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+from timing import peak_on_cpu
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -293,11 +293,4 @@ def peak_of_real(step: TrainingStep) -> int:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
     before = HeldMemory(step.held_tensors()).held
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        step()
-    held = peak = 0
-    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return before + peak
+    return before + peak_on_cpu(step)

@@ -10,7 +10,7 @@ from braintum.conversion.building.raw_dataset import DATASET_FILE, raw_folder_fr
 from braintum.conversion.duplicates.image_reading import is_image
 from braintum.conversion.files.json_files import read_json
 from braintum.conversion.format.cases import CASES_FILE, COLUMNS, Case, ClassSchema, read_cases
-from braintum.conversion.format.splits import SPLITS_FILE
+from braintum.conversion.format.splits import SPLITS_FILE, read_splits
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 _MASK_FOLDERS = {"mask", "masks", "label", "labels", "labelstr", "labelsts", "annotations"}
@@ -183,16 +183,9 @@ def _read_splits(path: Path, images: Sequence[AuditImage], training: Sequence[in
     if not path.is_file():
         notes.append(f"There is no {SPLITS_FILE}: nnU-Net would make splits that know no patients.")
         return []
-    content = read_json(path, "write it again")
-    valid = isinstance(content, list) and all(
-        isinstance(entry, dict) and all(isinstance(entry.get(side), list) for side in ("train", "val"))
-        for entry in content
-    )
-    if not valid:
-        raise ValueError(f'{path}: has to be a list of objects with the lists "train" and "val"')
     index = {images[number].case: number for number in training}
     splits = []
-    for fold, entry in enumerate(content):
+    for fold, entry in enumerate(read_splits(path)):
         unknown = sorted({str(name) for side in ("train", "val") for name in entry[side]} - index.keys())
         if unknown:
             notes.append(f"{SPLITS_FILE}, fold {fold}: {len(unknown)} unknown case(s): {', '.join(unknown[:10])}.")

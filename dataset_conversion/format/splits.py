@@ -4,7 +4,9 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+from braintum.conversion.files.json_files import read_json
 from braintum.conversion.format.cases import Case
 
 logger = logging.getLogger(__name__)
@@ -13,6 +15,27 @@ Splits = list[dict[str, list[str]]]
 """One entry a fold: `{"train": [case, …], "val": [case, …]}`."""
 
 SPLITS_FILE = "splits_final.json"
+
+
+def read_splits(path: Path, remedy: str = "write it again") -> Splits:
+    """Reads `splits_final.json`.
+
+    Args:
+        path: the file.
+        remedy: the end of a message about it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or not of nnU-Net's format.
+    """
+    splits = read_json(path, remedy)
+    valid = isinstance(splits, list) and all(
+        isinstance(split, dict) and all(isinstance(split.get(side), list) for side in ("train", "val"))
+        for split in splits
+    )
+    if not valid:
+        raise ValueError(f'{path}: has to be a list of objects with the lists "train" and "val"; {remedy}')
+    return splits
 
 
 def _training_cases(cases: Iterable[Case]) -> list[Case]:

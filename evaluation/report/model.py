@@ -1,6 +1,5 @@
 """What was trained on what: the facts of a trained model that a report opens with."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -11,6 +10,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
 from braintum.commands.version import __version__
 from braintum.conversion.format.cases import Case, ClassSchema, find_cases_file, read_cases
+from braintum.conversion.format.splits import SPLITS_FILE, read_splits
 from braintum.evaluation.report.training_log import TrainingLog, read_training_log
 from braintum.evaluation.results.predictions import read_json
 
@@ -174,7 +174,7 @@ def read_model_facts(model_folder: Path, folds: Sequence[int]) -> ModelFacts:
         folds,
         dataset_json,
         plans,
-        _training_cases(preprocessed / "splits_final.json", folds),
+        _training_cases(preprocessed / SPLITS_FILE, folds),
         _cases(preprocessed, raw),
         {fold: log for fold, log in logs.items() if log is not None},
         settings,
@@ -184,11 +184,8 @@ def read_model_facts(model_folder: Path, folds: Sequence[int]) -> ModelFacts:
 def _training_cases(file: Path, folds: Sequence[int]) -> dict[int, int]:
     if not file.is_file():
         return {}
-    try:
-        splits = json.loads(file.read_text(encoding="utf-8"))
-        return {fold: len(splits[fold]["train"]) for fold in folds if 0 <= fold < len(splits)}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no list of splits as nnU-Net writes it: {error!r}") from error
+    splits = read_splits(file)
+    return {fold: len(splits[fold]["train"]) for fold in folds if 0 <= fold < len(splits)}
 
 
 def _cases(preprocessed: Path, raw: Path) -> list[Case]:

@@ -121,6 +121,13 @@ def literal_attention(module: SelfAttention, tokens: torch.Tensor, keys_from: to
     return module.project(attended)
 
 
+def literal_self_attention(layer: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """What a transformer layer's attention adds to (B, [Z,] Y, X, F) tokens."""
+    normed = layer.norm(tokens).flatten(1, -2)
+    attended = torch.stack([literal_attention(layer.attention, case, case) for case in normed])
+    return attended.reshape(tokens.shape)
+
+
 @pytest.mark.parametrize("key_grid", [(16, 16), (2, 3)], ids=["dense", "averaged keys"])
 @torch.no_grad()
 def test_self_attention_equals_a_literal_computation(key_grid: tuple[int, int]) -> None:
@@ -145,9 +152,7 @@ def test_bt_block_is_three_residual_sublayers_between_two_projections(dimensions
     tokens = functional.linear(x.movedim(1, -1), block.embed.weight.flatten(1), block.embed.bias)
     tokens = tokens + block.masked_attention(block.norm(tokens), low_level.movedim(1, -1))
     layer = block.transformer
-    normed = layer.norm(tokens).flatten(1, -2)
-    attended = torch.stack([literal_attention(layer.attention, case, case) for case in normed])
-    tokens = tokens + attended.reshape(tokens.shape)
+    tokens = tokens + literal_self_attention(layer, tokens)
     norm, widen, activation, narrow = layer.feed_forward
     tokens = tokens + narrow(activation(widen(norm(tokens))))
     restored = functional.linear(tokens, block.restore.weight.flatten(1), block.restore.bias)
@@ -205,9 +210,7 @@ def test_t_inception_block_equals_a_literal_computation(dimensions: int) -> None
     y = convolve(x, block.shortcut.weight, block.shortcut.bias) + activation(norm(torch.cat(branches, 1)))
     tokens = y.movedim(1, -1)
     layer = block.transformer
-    normed = layer.norm(tokens).flatten(1, -2)
-    attended = torch.stack([literal_attention(layer.attention, case, case) for case in normed])
-    tokens = tokens + attended.reshape(tokens.shape)
+    tokens = tokens + literal_self_attention(layer, tokens)
     tokens = tokens + layer.feed_forward(tokens)
     torch.testing.assert_close(block(x), tokens.movedim(-1, 1))
 

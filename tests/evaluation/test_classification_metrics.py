@@ -3,8 +3,6 @@
 import math
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,8 @@ from torchmetrics.functional import classification as torchmetrics
 
 from braintum.evaluation.metrics.classification_metrics import classification_metrics
 
+pytestmark = pytest.mark.filterwarnings("error")
+
 NAMES = ("meningioma", "glioma", "pituitary")
 OVERALL_OF_PROBABILITIES = (
     "macro_auc",
@@ -31,13 +31,6 @@ OVERALL_OF_PROBABILITIES = (
     "brier_score",
     "calibration_error",
 )
-
-
-@pytest.fixture(autouse=True)
-def no_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
 
 
 def random_cases(seed: int, num_cases: int = 60, num_classes: int = 3) -> tuple[np.ndarray, np.ndarray]:

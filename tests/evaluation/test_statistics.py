@@ -1,8 +1,6 @@
 """Bootstrap and permutation tests: against scipy and statsmodels, by hand, and by simulated coverage and errors."""
 
 import math
-import warnings
-from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -22,14 +20,9 @@ from braintum.evaluation.metrics.statistics import (
     holm,
 )
 
+pytestmark = pytest.mark.filterwarnings("error")
+
 NAN = math.nan
-
-
-@pytest.fixture(autouse=True)
-def no_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
 
 
 def clustered(

@@ -1,6 +1,5 @@
 """Normalisation schemes against computation by hand and against scikit-image, and the choice among them."""
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,8 @@ from braintum.planner.preprocessing.normalization import (
     choose_normalization,
 )
 
+pytestmark = pytest.mark.filterwarnings("error")
+
 SCHEMES = [PercentileZScoreNormalization, CLAHEZScoreNormalization]
 
 
@@ -30,13 +31,6 @@ def brain(shape: tuple[int, ...] = (3, 40, 48), seed: int = 0) -> np.ndarray:
     image = np.random.default_rng(seed).integers(100, 900, shape).astype(np.float32)
     image[:, :5] = image[:, :, -7:] = 0
     return image
-
-
-@pytest.fixture(autouse=True)
-def no_warnings() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
 
 
 def test_percentile_z_score_by_hand() -> None:

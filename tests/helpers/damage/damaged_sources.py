@@ -7,16 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 from damaged_command import ALL_SHARED, DamagedCommand, call
 from natural_image_data import save, slice_image, write_br35h, write_brisc, write_kaggle4
 from nnunet_runs import write_dataset
 from phantom_data import write_source
-from PIL import Image
 from volume_data import mask_array, volume_array, write_brats_case, write_dicom_series, write_lgg_source
 from volume_data import write_volume_file as write_volume
 
 from braintum.conversion import audit_cli, cli
+from braintum.conversion.building.image_files import read_array
 
 
 def _convert(kind: str, *options: str) -> Callable[[Path], int]:
@@ -42,7 +41,7 @@ def _count_dataset(folder: Path, raw: str = "out") -> int:
         part = "Ts" if row["split"] == "test" else "Tr"
         files = [dataset / f"images{part}" / f"{row['case']}_{channel:04d}{ending}" for channel in range(channels)]
         label = dataset / f"labels{part}" / f"{row['case']}{ending}"
-        arrays = [_array(file) for file in (*files, *([label] if label.exists() or part == "Tr" else []))]
+        arrays = [read_array(file) for file in (*files, *([label] if label.exists() or part == "Tr" else []))]
         if len({array.shape for array in arrays}) > 1 or not all(np.isfinite(array).all() for array in arrays):
             raise ValueError(f"case {row['case']} is not valid")
     n_images = sum(len(list(dataset.glob(f"images{part}/*"))) for part in ("Tr", "Ts"))
@@ -53,13 +52,6 @@ def _count_dataset(folder: Path, raw: str = "out") -> int:
     if named != {row["case"] for row in rows if row["split"] != "test"}:
         raise ValueError("splits of other cases")
     return len(rows)
-
-
-def _array(file: Path) -> np.ndarray:
-    if file.suffix == ".png":
-        with Image.open(file) as image:
-            return np.asarray(image)
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
 
 
 def _write_brats(folder: Path) -> None:
