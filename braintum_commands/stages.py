@@ -126,26 +126,27 @@ class Stage:
         environment = {**self.stages.environment, **variables}
         if self.stages.verbose:
             print(f"$ {shlex.join(command)}", flush=True)
-            code = _exit_code(program, environment, None)
+            code, why = _exit_code(program, environment, None), "its message is above"
         else:
             with open(self.stages.log_file, "a", encoding="utf-8", errors="backslashreplace") as log:
                 print(f"$ {shlex.join(command)}", file=log, flush=True)
-                before, started = os.times(), time.monotonic()
+                start, before, started = log.tell(), os.times(), time.monotonic()
                 code = _exit_code(program, environment, log)
+                last = "\n    ".join(_last_lines(self.stages.log_file, start))
+                why = f"all it said is in {self.stages.log_file}, the last lines:\n    {last}"
                 used = sum(os.times()[2:4]) - sum(before[2:4])
                 print(f"\n# exit code {code} after {time.monotonic() - started:.1f} s, {used:.1f} s of CPU\n", file=log)
         if code != 0:
             how = f"ended with exit code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
-            raise CommandError(f"{command[0]} {how}; {self._where_it_says_why()}")
+            raise CommandError(f"{command[0]} {how}; {why}")
 
-    def _where_it_says_why(self) -> str:
-        if self.stages.verbose:
-            return "its message is above"
-        with open(self.stages.log_file, encoding="utf-8", errors="replace", newline="") as log:
-            # a bar rewrites its line after a carriage return
-            text = (part.rstrip() for line in log for part in re.split(r"[\r\n]", line))
-            last = list(deque((part for part in text if part and not part.startswith("# exit code")), _LAST_LINES))
-        return "\n    ".join([f"all it said is in {self.stages.log_file}, the last lines:", *last])
+
+def _last_lines(file: Path, start: int) -> list[str]:
+    """The last lines after a position in a file; of a bar, which rewrites its line, every state is one."""
+    with open(file, encoding="utf-8", errors="replace", newline="") as stream:
+        stream.seek(start)
+        lines = (part.rstrip() for line in stream for part in re.split(r"[\r\n]", line))
+        return list(deque(filter(None, lines), _LAST_LINES))
 
 
 def duration(seconds: float) -> str:
