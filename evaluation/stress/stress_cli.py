@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from braintum.conversion.format.cases import CASES_FILE, Case, ClassSchema, find_cases_file, read_cases
-from braintum.conversion.format.splits import SPLITS_FILE
+from braintum.conversion.format.splits import SPLITS_FILE, read_splits
 
 if TYPE_CHECKING:
     from braintum.evaluation.stress.stress import CaseGroup
@@ -127,7 +127,7 @@ def _held_out_groups(args: argparse.Namespace, model_folder: Path, plans: dict[s
     splits_file = next((folder / SPLITS_FILE for folder in folders if (folder / SPLITS_FILE).is_file()), None)
     if splits_file is None:
         raise FileNotFoundError(f"no {SPLITS_FILE} in {folders[0]} nor in {folders[1]}: which cases are held out?")
-    splits = _read_splits(splits_file)
+    splits = read_splits(splits_file, "convert the data set again")
     dataset_json = read_json(model_folder / "dataset.json")
     groups = []
     for fold in args.f or validated_folds(model_folder):
@@ -135,16 +135,6 @@ def _held_out_groups(args: argparse.Namespace, model_folder: Path, plans: dict[s
             raise ValueError(f"fold {fold}: {splits_file} has the folds 0 to {len(splits) - 1}")
         groups.append(_group(splits[fold]["val"], raw / "imagesTr", raw / "labelsTr", dataset_json, (fold,)))
     return groups
-
-
-def _read_splits(file: Path) -> list[dict[str, list[str]]]:
-    import json
-
-    try:
-        splits = json.loads(file.read_text(encoding="utf-8"))
-        return [{"train": list(split["train"]), "val": list(split["val"])} for split in splits]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged: {error!r}; convert the data set again") from error
 
 
 def _group(
