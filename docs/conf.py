@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 for _name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):  # nnU-Net prints three lines where they are unset
     os.environ.setdefault(_name, "unset")
-os.environ.setdefault("COLUMNS", "100")  # width of the usage lines of commands
+os.environ["COLUMNS"] = "96"  # width of the usage lines of commands
 
 from braintum import __version__  # noqa: E402
 
@@ -52,3 +52,4 @@ napoleon_numpy_docstring = False
 html_theme = "furo"
 html_title = f"braintum {version}"
 html_static_path = ["_static"]
+html_css_files = ["wider.css"]

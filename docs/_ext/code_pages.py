@@ -16,14 +16,15 @@ PARTS = ("conversion", "planner", "architectures", "trainers", "inference", "eva
 def python_api_page() -> str:
     """Everything in ``braintum.__all__``."""
     entries = []
-    for name in braintum.__all__:
+    for name in sorted(braintum.__all__, key=lambda name: (name.startswith("_"), name)):
         value = getattr(braintum, name)
-        kind = "data"
         if inspect.isclass(value):
-            kind = "exception" if issubclass(value, Exception) else "class"
+            text = f".. autoexception:: braintum.{name}\n" if issubclass(value, Exception) else _class(name)
         elif callable(value):
-            kind = "function"
-        entries.append(title(name, "-") + f".. auto{kind}:: braintum.{name}\n\n")
+            text = f".. autofunction:: braintum.{name}\n"
+        else:
+            text = f".. py:data:: braintum.{name}\n   :value: {value!r}\n"
+        entries.append(f"{title(f'``{name}``', '-')}{text}\n")
     return (
         title("Python interface")
         + "What ``import braintum`` promises. Everything below it (:doc:`internals/index`) can be imported too, but "
@@ -31,6 +32,10 @@ def python_api_page() -> str:
         + ".. automodule:: braintum\n   :no-members:\n\n"
         + "".join(entries)
     )
+
+
+def _class(name: str) -> str:
+    return f".. autoclass:: braintum.{name}\n   :members:\n"
 
 
 def rooms() -> dict[str, str]:
@@ -62,8 +67,8 @@ def map_page() -> str:
     return (
         title("Map of the code")
         + "A folder at the root is a part of the package ``braintum``; its sub-folders are the part's rooms. Imports "
-        + "run one way: ``architectures``, ``conversion`` and ``commands`` are leaves, ``planner``, ``inference`` and "
-        + "``evaluation`` import the leaves only, ``trainers`` imports all but ``planner``.\n\n"
+        + "run one way between parts, and without a cycle between the rooms of one; ``tests/package/test_imports.py`` "
+        + "holds the rules. A module named ``…cli`` is the thin end of a part: a command.\n\n"
         + table(["folder", "imported as", "what is in it"], rows)
     )
 

@@ -8,6 +8,7 @@ from text import plain, table, title
 from braintum.trainers.descriptions import TrainerDescription, describe_trainers
 from braintum.trainers.recipes.papers import PAPERS
 
+_PREFIX = "nnUNetTrainer"
 _REGISTERED = "braintum.trainers.registered"
 
 
@@ -15,7 +16,13 @@ def trainer_page() -> str:
     """The page."""
     trainers = describe_trainers()
     overview = [
-        [f":ref:`{each.name} <{each.name}>`", each.task, each.dimensions, _papers(each), plain(each.summary)]
+        [
+            f":ref:`{each.name.removeprefix(_PREFIX)} <{each.name}>`",
+            each.task,
+            each.dimensions,
+            _papers(each),
+            plain(each.summary),
+        ]
         for each in trainers
     ]
     return (
@@ -23,7 +30,7 @@ def trainer_page() -> str:
         + "What ``nnUNetv2_train -tr`` takes; ``braintum_trainers`` prints the same table. Epochs, iterations and more "
         + "are changed by :doc:`environment variables <environment>`. Patch size, batch size and normalisation are the "
         + "plans'; 250 iterations an epoch and the clipping of the gradient's norm at 12 are nnU-Net's.\n\n"
-        + table(["``-tr``", "task", "configurations", "papers", "what it is"], overview)
+        + table([f"``-tr {_PREFIX}…``", "task", "configurations", "papers", "what it is"], overview, "24 14 12 14 36")
         + "".join(_section(each) for each in trainers)
         + title("Papers", "-")
         + "Docstrings and plans call the papers by these numbers.\n\n"

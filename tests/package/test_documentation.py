@@ -1,5 +1,6 @@
 """What the documentation says to type can be typed: commands exist, and so do their options."""
 
+import argparse
 import re
 import shlex
 from collections.abc import Iterator
@@ -48,4 +49,5 @@ def test_every_option_has_a_text() -> None:
     for command, found in PARSERS.items():
         for parser in found:
             assert parser.description, command
-            assert [action.dest for action in parser._actions if not action.help] == []
+            options = [action for action in parser._actions if not isinstance(action, argparse._SubParsersAction)]
+            assert [action.dest for action in options if not action.help] == []

@@ -6,6 +6,7 @@ import pytest
 
 from braintum.trainers import registered
 from braintum.trainers.descriptions import TrainerDescription, describe_trainers
+from braintum.trainers.recipes.papers import PAPERS
 from braintum.trainers.trainers_cli import trainers
 
 DESCRIPTIONS = describe_trainers()
@@ -25,8 +26,10 @@ def test_words_and_figures_are_those_of_the_class(description: TrainerDescriptio
     assert description.task in ("masks", "classes", "masks + classes")
     assert ("classes" in description.task) == hasattr(trainer, "class_labels")
     assert ("class cross entropy" in description.loss) == hasattr(trainer, "class_labels")
-    # all but our own come from somewhere
-    assert bool(description.papers) == (description.name != "nnUNetTrainerMultiTask")
+
+
+def test_every_paper_has_a_trainer():
+    assert {paper for description in DESCRIPTIONS for paper in description.papers} == set(PAPERS)
 
 
 def test_a_network_of_the_plans_is_named_for_both_of_nnunet():
@@ -35,6 +38,7 @@ def test_a_network_of_the_plans_is_named_for_both_of_nnunet():
         "MultiTaskPlainConvUNet",
         "MultiTaskResidualEncoderUNet",
     ]
+    assert multi_task.papers == ()
     assert multi_task.loss == "nnU-Net's + class cross entropy"
 
 
