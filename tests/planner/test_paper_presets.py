@@ -201,9 +201,9 @@ def test_held_memory_by_hand(benchmark_scripts: None) -> None:
     ("trainer", "preset"),
     [
         ("nnUNetTrainerBrainTumNet", presets.BRAINTUMNET),
-        ("nnUNetTrainerJointUNet", presets.JOINT_UNET),
+        pytest.param("nnUNetTrainerJointUNet", presets.JOINT_UNET, marks=pytest.mark.thorough),
         ("nnUNetTrainerResSELKA", presets.RESSE_LKA),
-        ("nnUNetTrainerResidualUNet", presets.RESIDUAL_UNET),
+        pytest.param("nnUNetTrainerResidualUNet", presets.RESIDUAL_UNET, marks=pytest.mark.thorough),
     ],
 )
 def test_planned_memory_is_the_measured_one(benchmark_scripts: None, trainer: str, preset: Any) -> None:

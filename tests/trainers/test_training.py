@@ -220,6 +220,7 @@ def test_class_balance_and_head_group(short_training: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough  # the same with hand-written plans is in test_trainers
 def test_overfits_a_handful_of_cases(short_training: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dataset(short_training.raw, 7, num_cases=8)
     plans = plan_and_preprocess(7)

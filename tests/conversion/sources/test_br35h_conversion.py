@@ -280,7 +280,9 @@ def test_yes_and_no_alone(source, raw):
 
 @pytest.mark.slow
 @pytest.mark.skipif("BRAINTUM_TEST_DATA" not in os.environ, reason="BRAINTUM_TEST_DATA is not set")
-@pytest.mark.parametrize("options", [{}, {"pool": True}, {"official_split": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, *(pytest.param({o: True}, marks=pytest.mark.thorough) for o in ("pool", "official_split"))], ids=str
+)
 def test_real_images_pass_nnunets_integrity_check(raw, options):
     source = Path(os.environ["BRAINTUM_TEST_DATA"]) / "br35h"
     # 90 outlined, 60 of yes, of which 30 are outlined, and 60 of no

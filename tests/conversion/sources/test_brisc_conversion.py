@@ -342,7 +342,7 @@ def test_colours_become_luminance(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif("BRAINTUM_TEST_DATA" not in os.environ, reason="BRAINTUM_TEST_DATA is not set")
-@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("pool", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_real_images_pass_nnunets_integrity_check(raw, pool, caplog):
     source = Path(os.environ["BRAINTUM_TEST_DATA"]) / "brisc2025"
     with caplog.at_level(logging.WARNING):
