@@ -15,7 +15,7 @@ INSTALLED_DOCS := $(VENV)/.installed-docs
 .PHONY: demo test test-fast test-all test-matrix lint docs clean
 
 demo: $(INSTALLED)
-	$(VENV)/bin/braintum_demo $(if $(DATA),--data "$(DATA)")
+	@$(VENV)/bin/braintum_demo $(if $(DATA),--data "$(DATA)")
 
 # two processes of one thread each: most tests are too small to keep two threads busy
 PYTEST := OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
@@ -44,15 +44,18 @@ $(VENV_PYTHON):
 	$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): setup.cfg pyproject.toml | $(VENV_PYTHON)
-	$(VENV_PYTHON) -m pip install -e .
+	@echo "Installing into $(VENV): once, some minutes and several GB"
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
 $(INSTALLED_TEST): setup.cfg pyproject.toml | $(VENV_PYTHON)
-	$(VENV_PYTHON) -m pip install -e ".[test]"
+	@echo "Installing into $(VENV): once, some minutes and several GB"
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check -e ".[test]"
 	touch $(INSTALLED) $@
 
 $(INSTALLED_DOCS): setup.cfg pyproject.toml | $(VENV_PYTHON)
-	$(VENV_PYTHON) -m pip install -e ".[docs]"
+	@echo "Installing into $(VENV): once, some minutes and several GB"
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	touch $(INSTALLED) $@
 
 clean:
