@@ -6,7 +6,7 @@ import inspect
 import pkgutil
 
 from command_pages import REPOSITORY
-from text import table, title
+from markup import table, title
 
 import braintum
 

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from text import indented, plain, title
+from markup import indented, plain, title
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -5,7 +5,7 @@ import re
 from functools import cache
 
 from command_pages import REPOSITORY, console_scripts
-from text import indented, title
+from markup import indented, title
 
 NO_VARIABLES = {"braintum_decisions", "braintum_version"}
 """Entries of plans and summaries that are spelled alike."""

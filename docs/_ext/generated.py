@@ -6,8 +6,8 @@ from typing import Any
 from code_pages import internals_pages, map_page, python_api_page
 from command_pages import command_page, console_scripts
 from environment_page import environment_page
+from markup import title
 from sphinx.application import Sphinx
-from text import title
 from trainer_page import trainer_page
 
 

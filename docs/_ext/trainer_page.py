@@ -3,7 +3,7 @@
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from text import plain, table, title
+from markup import plain, table, title
 
 from braintum.trainers.descriptions import TrainerDescription, describe_trainers
 from braintum.trainers.recipes.papers import PAPERS
