@@ -47,7 +47,7 @@ class ExplainedFolder:
     """Outcome of a run.
 
     Attributes:
-        rows: one a case, with :data:`COLUMNS`.
+        rows: one a case, with :data:`braintum.inference.explain_folder.COLUMNS`.
         failed: case → what is wrong with it.
         without_label: cases that have no label map in the folder of true masks.
     """

@@ -19,7 +19,9 @@ def python_api_page() -> str:
     for name in sorted(braintum.__all__, key=lambda name: (name.startswith("_"), name)):
         value = getattr(braintum, name)
         if inspect.isclass(value):
-            text = f".. autoexception:: braintum.{name}\n" if issubclass(value, Exception) else _class(name)
+            # no-index: docstrings name errors without their module, which may then be one alone
+            error = f".. autoexception:: braintum.{name}\n   :no-index:\n"
+            text = error if issubclass(value, Exception) else _class(name)
         elif callable(value):
             text = f".. autofunction:: braintum.{name}\n"
         else:
