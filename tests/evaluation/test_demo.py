@@ -115,6 +115,7 @@ def test_finished_epochs_are_those_with_a_time(tmp_path):
     assert finished_epochs(tmp_path) == 1
 
 
+@pytest.mark.slow
 def test_headlines_are_those_of_the_evaluation(show, table):
     text = headlines(show, summarise_table(table, 200))
     assert text.startswith("Fold 1, which training has not seen: 6 slices of 4 patients; no intervals, which need 5")

@@ -39,6 +39,8 @@ from braintum.evaluation.report.report import gather_report, read_explanations
 from braintum.evaluation.report.training_log import read_training_log
 from braintum.evaluation.report_cli import report
 
+pytestmark = pytest.mark.slow  # all share a model
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):

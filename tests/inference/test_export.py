@@ -20,6 +20,8 @@ from braintum.inference.export.onnx_model import OnnxNetwork
 from braintum.inference.export.onnx_predictor import OnnxJointPredictor, OnnxSegmentationPredictor
 from braintum.inference.prediction.joint_predictor import JointPredictor
 
+pytestmark = pytest.mark.slow  # all share a model
+
 LABELS = {"background": 0, "whole": [1, 2], "core": [2]}
 CHECKPOINT = "checkpoint_best.pth"
 

@@ -79,6 +79,7 @@ def test_other_failures(tmp_path, verbose, code, message):
         raise ValueError("no such fold")
 
 
+@pytest.mark.slow
 def test_the_bar_follows_the_files_and_is_gone_afterwards(stages, tmp_path, monkeypatch, capfd):
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))

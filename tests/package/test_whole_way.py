@@ -35,6 +35,7 @@ def test_every_function_has_its_place() -> None:
     assert {*BEFORE, *AFTER} == {name for name in bt.__all__ if inspect.isfunction(getattr(bt, name))}
 
 
+@pytest.mark.slow
 def test_examples_lead_the_whole_way(nnunet_folders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.cpu_count", lambda: 1)  # starting processes takes longer than all else here

@@ -188,6 +188,7 @@ def test_planner_names_neighbours_and_preprocessor(volumes: Any) -> None:
     assert not any("neighbouring_slices" in plans["configurations"][name] for name in others)
 
 
+@pytest.mark.slow
 def test_stored_slices_have_their_neighbours(volumes: Any) -> None:
     dataset_json = json.loads((volumes.raw / "dataset.json").read_text(encoding="utf-8"))
     configuration = volumes.plans.get_configuration("2d")
