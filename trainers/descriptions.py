@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 from braintum.trainers import registered
 from braintum.trainers.multi_task import nnUNetTrainerMultiTask
@@ -47,7 +48,7 @@ class TrainerDescription:
             terms.append(f"{weight}class cross entropy")
         return " + ".join(terms)
 
-    def row(self) -> dict[str, str | int | float]:
+    def row(self) -> dict[str, Any]:
         """The most important of it as text and numbers, by column."""
         return {
             "trainer": self.name,
