@@ -161,7 +161,7 @@ def test_calibrated(nnunet_folders: Any, tmp_path: Path) -> None:
     with pytest.raises(bt.InputError, match="is not calibrated; fit it with braintum_calibrate"):
         bt.predict(file, model, calibrated=True)
     raw = bt.predict(file, model)
-    store_calibration(model, make_calibration(folds=(0,), fingerprints={"0": "of other weights"}))
+    store_calibration(model, make_calibration(folds=(0,), mirroring=False, fingerprints={"0": "of other weights"}))
     with pytest.warns(bt.BraintumWarning, match="the weights in checkpoint_final.pth of fold 0") as noted:
         found = bt.predict(file, model, calibrated=True)
     assert Path(noted[0].filename) == Path(__file__)
