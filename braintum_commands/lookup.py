@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+from typing import Any
 
 from braintum.commands.version import nnunet_version_problem
 
@@ -20,7 +21,7 @@ _logger = logging.getLogger("braintum")
 _already_logged: set[str] = set()
 
 
-def classes(kind: str) -> dict[str, type]:
+def classes(kind: str) -> dict[str, Any]:
     """Our classes of one kind, for nnU-Net to find.
 
     nnU-Net calls this during every look-up, for its own classes too. With a version that ours do not work with, stock
@@ -30,7 +31,8 @@ def classes(kind: str) -> dict[str, type]:
         kind: a key of :data:`MODULES`.
 
     Returns:
-        Class by name; empty if nnU-Net's version is not supported.
+        Content of a module: class by name, and its ``__getattr__`` where there are more classes than can be listed;
+        empty if nnU-Net's version is not supported.
 
     Raises:
         ValueError: unknown kind.
@@ -45,7 +47,7 @@ def classes(kind: str) -> dict[str, type]:
     return {}
 
 
-def load_classes(kind: str) -> dict[str, type]:
+def load_classes(kind: str) -> dict[str, Any]:
     """Import our module of one kind and return the classes in its ``__all__``.
 
     Raises:
@@ -56,4 +58,7 @@ def load_classes(kind: str) -> dict[str, type]:
         raise ValueError(f"unknown kind of class {kind!r}, expected one of: {', '.join(MODULES)}")
     module = importlib.import_module(MODULES[kind])
     exported = {name: getattr(module, name) for name in module.__all__}
-    return {name: value for name, value in exported.items() if isinstance(value, type)}
+    found: dict[str, Any] = {name: value for name, value in exported.items() if isinstance(value, type)}
+    if hasattr(module, "__getattr__"):  # classes whose names say what they are made of
+        found["__getattr__"] = module.__getattr__
+    return found

@@ -35,6 +35,7 @@ from braintum.planner.planning.presets import (
     LIGHT,
     MEDIUM,
     MEDIUM_25D,
+    PRETRAINED,
     RESIDUAL_UNET,
     RESSE_LKA,
     PlannerPreset,
@@ -42,6 +43,7 @@ from braintum.planner.planning.presets import (
 from braintum.planner.planning.target_spacing import complete_target_spacing
 from braintum.planner.preprocessing.neighbouring_slices import check_neighbours
 from braintum.planner.preprocessing.preprocessors import BrainTumPreprocessor
+from braintum.planner.preprocessing.whole_slices import SLICE_EDGE
 
 __all__ = [
     "BrainTumPlanner",
@@ -49,6 +51,7 @@ __all__ = [
     "BrainTumPlannerBrainTumNet",
     "BrainTumPlannerJointUNet",
     "BrainTumPlannerLight",
+    "BrainTumPlannerPretrained",
     "BrainTumPlannerResSELKA",
     "BrainTumPlannerResidualUNet",
 ]
@@ -298,7 +301,10 @@ class BrainTumPlanner(AtomicResEncUNetPlanner):
         self.UNet_featuremap_min_edge_length = self.preset.smallest_edge_2d if is_2d else NNUNET_SMALLEST_EDGE
         rest = (data_identifier, approximate_n_voxels_dataset, _cache)
         covered, plan = None, None
-        for percentile in self.preset.whole_slice_percentiles if is_2d else ():
+        if is_2d and self.preset.slice_edge is not None:
+            plan = super().get_plans_for_configuration(spacing, np.array([self.preset.slice_edge] * 2), *rest)
+            covered = 100
+        for percentile in self.preset.whole_slice_percentiles if is_2d and covered is None else ():
             shape = np.ceil(np.percentile(self._resampled_shapes[:, 1:], percentile, 0)).astype(int)
             if shape.prod() > self.preset.max_patch_area * np.prod(median_shape):
                 continue
@@ -325,6 +331,13 @@ class BrainTumPlanner(AtomicResEncUNetPlanner):
             "network": describe_topology(plan, self.UNet_featuremap_min_edge_length),
             "batch": reason,
         }
+        if is_2d and self.preset.slice_edge is not None:
+            plan[SLICE_EDGE] = self.preset.slice_edge
+            plan["preprocessor_name"] = BrainTumPreprocessor.__name__  # the one that brings them to one size
+            self._decisions[data_identifier]["patch"] = (
+                f"patch {times(plan['patch_size'])}: slices are cropped to the head, and their longer edge becomes "
+                f"{self.preset.slice_edge} pixels, as {type(self).__name__} plans it"
+            )
         if is_2d and self.preset.neighbouring_slices:
             plan[NEIGHBOURING_SLICES] = self.preset.neighbouring_slices
             plan["preprocessor_name"] = BrainTumPreprocessor.__name__  # the one that stacks them
@@ -362,6 +375,15 @@ class BrainTumPlannerLight(BrainTumPlanner):
     """Plans ``BrainTumLightPlans``: fewer features and blocks, for CPUs, demonstrations and first looks."""
 
     preset = LIGHT
+
+
+class BrainTumPlannerPretrained(BrainTumPlanner):
+    """Plans ``BrainTumPretrainedPlans``: all slices cropped to the head and at one size, for pretrained backbones.
+
+    Of volumes too: then each slice is one. 3-D configurations are those of ``BrainTumPlannerLight``.
+    """
+
+    preset = PRETRAINED
 
 
 class BrainTumPlanner25D(BrainTumPlanner):

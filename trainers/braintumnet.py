@@ -6,7 +6,7 @@ from braintum.architectures.networks.braintumnet import BrainTumNet
 from braintum.trainers.multi_task import nnUNetTrainerMultiTask
 from braintum.trainers.networks import multi_task_network
 from braintum.trainers.recipes import papers
-from braintum.trainers.recipes.recipe import BRAINTUMNET
+from braintum.trainers.recipes.recipe import BRAINTUMNET, SHORT
 from braintum.trainers.recipes.schedule import CosineDecay
 
 
@@ -16,6 +16,12 @@ class nnUNetTrainerBrainTumNet(nnUNetTrainerMultiTask):
     recipe = BRAINTUMNET
     papers = (papers.BRAINTUMNET,)
     build_network_architecture = staticmethod(multi_task_network(lambda plan: BrainTumNet))
+
+
+class nnUNetTrainerBrainTumNetShort(nnUNetTrainerBrainTumNet):
+    """BrainTumNet by the recipe for short trainings instead of the paper's."""
+
+    recipe = SHORT
 
 
 class nnUNetTrainerBrainTumNetNoTransformer(nnUNetTrainerMultiTask):

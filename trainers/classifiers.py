@@ -4,18 +4,16 @@ They segment nothing, so only ``braintum_predict`` makes sense for them, also as
 model. For nnU-Net their mask is background.
 """
 
-import os
 from functools import partial
 from importlib import import_module
-from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
-from braintum.architectures.imagenet_weights import VARIABLE
 from braintum.architectures.networks.classifiers import UNetEncoderClassifier
 from braintum.trainers.multi_task import nnUNetTrainerMultiTask
 from braintum.trainers.networks import ChooseNetwork, multi_task_network
+from braintum.trainers.pretrained import StartsFromPretrained
 from braintum.trainers.recipes import papers
 from braintum.trainers.recipes.recipe import FINE_TUNED_CLASSIFIER, FT_CNN, UNET_CLASSIFIER
 
@@ -48,27 +46,14 @@ class ClassifierTrainer(nnUNetTrainerMultiTask):
         super().on_train_start()
 
 
-class PretrainedClassifierTrainer(ClassifierTrainer):
-    """Base of those that start from ImageNet weights: of the file in the environment variable, or of torch's cache.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: it holds other weights, or none were found.
-    """
+class PretrainedClassifierTrainer(StartsFromPretrained, ClassifierTrainer):
+    """Base of those that start from ImageNet weights."""
 
     dimensions = (2,)
 
-    def initialize(self) -> None:
-        """As ever, then load the ImageNet weights."""
-        super().initialize()
-        file = self.bare_network.load_pretrained(os.environ.get(VARIABLE))
-        self.print_to_log_file(f"weights to start from: {'random' if file is None else file}")
-
-    def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
-        """As ever; the checkpoint holds all weights, so that it asks for no others."""
-        if not self.was_initialized:
-            super().initialize()
-        super().load_checkpoint(filename_or_checkpoint)
+    def pretrained_network(self) -> str:
+        """The network's name in the catalogue of weights."""
+        return self.bare_network.pretrained_network
 
 
 class nnUNetTrainerClassifierUNet(ClassifierTrainer):

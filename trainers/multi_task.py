@@ -9,9 +9,8 @@ import torch
 from batchgenerators.utilities.file_and_folder_operations import join
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.collate_outputs import collate_outputs
-from nnunetv2.utilities.helpers import dummy_context
-from torch import autocast, nn
 from torch import distributed as dist
+from torch import nn
 
 from braintum.architectures.networks.multi_task_unet import multi_task_network_class
 from braintum.conversion.format.cases import ClassSchema, classification_entry, find_cases_file, read_cases
@@ -32,7 +31,7 @@ from braintum.trainers.classes.progress import MultiTaskLogger
 from braintum.trainers.classes.validation_results import write_validation_results
 from braintum.trainers.losses.task_balancing import LOG_VARIANCES, UncertaintyWeighting, build_balancing
 from braintum.trainers.networks import multi_task_network
-from braintum.trainers.recipes.recipe import MULTI_TASK, ParameterGroup
+from braintum.trainers.recipes.recipe import MULTI_TASK, SHORT, ParameterGroup
 from braintum.trainers.segmentation import SegmentationTrainer
 
 
@@ -167,9 +166,10 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
         Returns:
             ``loss`` (both tasks) and ``class_loss``.
         """
+        batch = self.shrunk(batch)
         data, target = self._to_device(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.device.type, enabled=True) if self.device.type == "cuda" else dummy_context():
+        with self.autocast():
             segmentation, class_logits = self.network(data, with_classes=True)
             segmentation_loss = self.loss(segmentation, target)
         classification_loss = self._classification_loss(class_logits, target, batch["keys"])
@@ -317,7 +317,7 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
 
     def more_for_checkpoint(self) -> dict[str, Any]:
         """The learned weights of the tasks, and which permutation of the labels was learned."""
-        more: dict[str, Any] = {}
+        more = super().more_for_checkpoint()
         if isinstance(self.balancing, UncertaintyWeighting):
             more[LOG_VARIANCES] = self.balancing.log_variances.detach().cpu()
         if self.settings.permuted_labels is not None:
@@ -388,3 +388,9 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
                     f"{figures['macro_f1']:.4f} (majority class {figures['majority_rate']:.4f})",
                     also_print_to_console=True,
                 )
+
+
+class nnUNetTrainerMultiTaskShort(nnUNetTrainerMultiTask):
+    """The same by the recipe for short trainings, also on a CPU."""
+
+    recipe = SHORT

@@ -5,6 +5,7 @@ from braintum.trainers.braintumnet import (
     nnUNetTrainerBrainTumNet,
     nnUNetTrainerBrainTumNetNoInception,
     nnUNetTrainerBrainTumNetNoTransformer,
+    nnUNetTrainerBrainTumNetShort,
     nnUNetTrainerBrainTumNetTwoStage,
 )
 from braintum.trainers.classifiers import (
@@ -14,7 +15,8 @@ from braintum.trainers.classifiers import (
     nnUNetTrainerClassifierResNet50,
     nnUNetTrainerClassifierUNet,
 )
-from braintum.trainers.multi_task import nnUNetTrainerMultiTask
+from braintum.trainers.multi_task import nnUNetTrainerMultiTask, nnUNetTrainerMultiTaskShort
+from braintum.trainers.pretrained import PREFIX, nnUNetTrainerPretrained, pretrained_trainer
 from braintum.trainers.resse_lka import nnUNetTrainerResSELKA, nnUNetTrainerResSELKAMultiTask
 from braintum.trainers.unets import (
     nnUNetTrainerAttentionUNet,
@@ -28,6 +30,7 @@ __all__ = [
     "nnUNetTrainerBrainTumNet",
     "nnUNetTrainerBrainTumNetNoInception",
     "nnUNetTrainerBrainTumNetNoTransformer",
+    "nnUNetTrainerBrainTumNetShort",
     "nnUNetTrainerBrainTumNetTwoStage",
     "nnUNetTrainerClassifierDenseNet121",
     "nnUNetTrainerClassifierFTCNN",
@@ -38,8 +41,21 @@ __all__ = [
     "nnUNetTrainerMultiTask",
     "nnUNetTrainerMultiTaskLKA",
     "nnUNetTrainerMultiTaskMaskedAttention",
+    "nnUNetTrainerMultiTaskShort",
+    "nnUNetTrainerPretrained",
     "nnUNetTrainerResSELKA",
     "nnUNetTrainerResSELKAMultiTask",
     "nnUNetTrainerResidualUNet",
     "nnUNetTrainerUNet",
 ]
+
+
+def __getattr__(name: str) -> type:
+    """Trainers that are named after a backbone of timm.
+
+    Raises:
+        AttributeError: another name.
+    """
+    if not name.startswith(PREFIX):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return pretrained_trainer(name.removeprefix(PREFIX))

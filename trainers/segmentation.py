@@ -1,6 +1,8 @@
 """Base of all our trainers: nnU-Net's trainer, told by a recipe what to do."""
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,14 +17,19 @@ from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock_module
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 from torch._dynamo import OptimizedModule
+from torch.nn.functional import interpolate
 from torch.nn.parallel import DistributedDataParallel
 
+from braintum.architectures.weights.partial_loading import LoadReport, load_matching
+from braintum.architectures.weights.store import RANDOM, VARIABLE, InstalledWeights, find, read_weights
 from braintum.commands.provenance import PROVENANCE_FILE, provenance
 from braintum.commands.seams import replaced
 from braintum.conversion.files.atomic import atomic_writes_of, write_json_atomic
 from braintum.conversion.format.calibration import CALIBRATION_KEY, stored_calibration
 from braintum.evaluation.metrics.segmentation_metrics import metrics_on_folder
-from braintum.inference.models.checkpoints import to_builtin
+from braintum.inference.models.checkpoints import load_checkpoint_safely, to_builtin
+from braintum.trainers.averaged_weights import NUM_UPDATES, TRAINED_WEIGHTS, AveragedWeights
+from braintum.trainers.cpu_arithmetic import CpuArithmetic, fastest, without_measuring
 from braintum.trainers.data.device_batches import AugmentedBatches, device_loader_class
 from braintum.trainers.data.seeded_batches import (
     NETWORK,
@@ -38,7 +45,7 @@ from braintum.trainers.recipes.papers import Paper
 from braintum.trainers.recipes.recipe import ParameterGroup, Recipe
 from braintum.trainers.recipes.schedule import PerGroupLR, epochs_without_improvement
 from braintum.trainers.recipes.settings import TrainingSettings
-from braintum.trainers.safety.checkpoint_writer import CheckpointWriter, checkpoint_of, write_checkpoint
+from braintum.trainers.safety.checkpoint_writer import CheckpointWriter, checkpoint_of, on_cpu, write_checkpoint
 from braintum.trainers.safety.crash_safety import begin_validation, export_completely, remove_partial_checkpoints
 from braintum.trainers.safety.debug_information import remove_machine
 
@@ -103,6 +110,9 @@ class SegmentationTrainer(nnUNetTrainer):
         self.weight_decay = self.recipe.body.weight_decay
         self.enable_deep_supervision = self.recipe.deep_supervision
         self.checkpoint_writer: CheckpointWriter | None = None
+        self.averaged_weights: AveragedWeights | None = None
+        self.cpu_arithmetic = CpuArithmetic()
+        self._resumes = False
         self.seed = self.settings.seed
         self.num_epochs = self.settings.num_epochs or self.recipe.num_epochs
         if self.settings.num_iterations_per_epoch is not None:
@@ -117,6 +127,62 @@ class SegmentationTrainer(nnUNetTrainer):
         if self.seed is not None:
             seed_everything(self.seed, NETWORK)
         super().initialize()
+        if not self._resumes:  # a checkpoint holds all weights
+            self.load_initial_weights()
+        if self.recipe.averaging is not None:
+            self.averaged_weights = AveragedWeights(self.bare_network, self.recipe.averaging)
+            self.optimizer.register_step_post_hook(lambda *_: self.averaged_weights.update())
+
+    def load_initial_weights(self) -> None:
+        """Load the weights that a new training starts from: those that the user names, as far as they fit."""
+        requested = os.environ.get(VARIABLE)
+        if requested and requested != RANDOM:
+            self.load_weights(find(requested, ""))
+
+    def load_weights(self, weights: InstalledWeights | None) -> None:
+        """Load weights into the network, and say what of them was loaded.
+
+        Args:
+            weights: of :func:`braintum.architectures.weights.store.find`; None for random ones.
+
+        Raises:
+            ValueError: nothing of them fits.
+        """
+        if weights is None:
+            self.print_to_log_file("weights to start from: random")
+            return
+        report = self.load_into_network(weights)
+        if not report.loaded:
+            raise ValueError(f"nothing in {weights.file} fits the network of {type(self).__name__}")
+        self.print_to_log_file(f"weights to start from: {weights.name} ({weights.file.name})")
+        for line in report.lines():
+            self.print_to_log_file(line)
+
+    def load_into_network(self, weights: InstalledWeights) -> LoadReport:
+        """Load weights by their names in the network."""
+        return load_matching(self.bare_network, read_weights(weights))
+
+    def _choose_cpu_arithmetic(self) -> None:
+        """Decide how steps are computed on a CPU, where the recipe or the user lets us."""
+        precision = self.settings.precision or self.recipe.cpu_precision
+        if self.device.type != "cpu" or precision == "float32":
+            return
+        if precision == "bfloat16":
+            self.cpu_arithmetic = CpuArithmetic(True, len(self.configuration_manager.patch_size) == 2)
+        elif self.seed is not None:
+            self.cpu_arithmetic = without_measuring(len(self.configuration_manager.patch_size) == 2)
+        else:
+            channels = next(self.bare_network.parameters()).shape[1]
+            shape = self.configuration_manager.batch_size, channels, *self.configuration_manager.patch_size
+            self.cpu_arithmetic = fastest(self.bare_network, shape, self.print_to_log_file)
+        self.cpu_arithmetic.prepare(self.bare_network)
+        self.print_to_log_file(f"Steps are computed in {self.cpu_arithmetic}")
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Context of a forward pass: nnU-Net's on a CUDA device, on a CPU what was chosen when training began."""
+        if self.device.type == "cuda":
+            return torch.autocast("cuda")
+        return self.cpu_arithmetic.autocast() if self.device.type == "cpu" else nullcontext()
 
     @property
     def bare_network(self) -> Any:
@@ -171,6 +237,8 @@ class SegmentationTrainer(nnUNetTrainer):
             return rotation, in_plane_only, initial_patch_size, mirror_axes
         if not augmentation.flips:
             mirror_axes = self.inference_allowed_mirroring_axes = None
+        elif augmentation.flips_last_axis_only:
+            mirror_axes = self.inference_allowed_mirroring_axes = mirror_axes[-1:]
         patch_size = self.configuration_manager.patch_size
         initial_patch_size = np.array(augmentation.initial_patch_size(patch_size, in_plane_only))
         return augmentation.rotation, in_plane_only, initial_patch_size, mirror_axes
@@ -272,6 +340,7 @@ class SegmentationTrainer(nnUNetTrainer):
             compute_deterministically()
         with atomic_writes_of(stock_module):  # trainings of other folds read and write the same files
             super().on_train_start()
+        self._choose_cpu_arithmetic()
         if self.current_epoch > 0:
             self.save_missed_checkpoints()
 
@@ -324,9 +393,40 @@ class SegmentationTrainer(nnUNetTrainer):
             seed_everything(self.seed, stream_of_rank(NETWORK, self.local_rank), self.current_epoch)
         super().on_train_epoch_start()
 
+    def shrunk(self, batch: dict) -> dict:
+        """The batch, at a lower resolution for as long as the recipe says; patches stay divisible by the strides."""
+        share, scale = self.recipe.small_first
+        if self.current_epoch >= share * self.num_epochs or isinstance(batch["target"], list):
+            return batch
+        patch = batch["data"].shape[2:]
+        steps = np.prod(self.configuration_manager.pool_op_kernel_sizes, 0)
+        size = [max(1, round(edge * scale / step)) * int(step) for edge, step in zip(patch, steps, strict=True)]
+        smaller = interpolate(batch["data"], size=size, mode="bilinear" if len(size) == 2 else "trilinear")
+        target = interpolate(batch["target"].float(), size=size, mode="nearest-exact").to(batch["target"].dtype)
+        return {**batch, "data": smaller, "target": target}
+
+    def train_step(self, batch: dict) -> dict:
+        """As stock, in :meth:`autocast`."""
+        batch = self.shrunk(batch)
+        with replaced(stock_module, dummy_context=self.autocast):  # what stock enters without CUDA
+            return super().train_step(batch)
+
+    def validation_step(self, batch: dict) -> dict:
+        """As stock, in :meth:`autocast`."""
+        with replaced(stock_module, dummy_context=self.autocast):
+            return super().validation_step(batch)
+
+    def on_validation_epoch_start(self) -> None:
+        """As stock, with the average of the weights where the recipe has one."""
+        super().on_validation_epoch_start()
+        if self.averaged_weights is not None:
+            self.averaged_weights.swap()
+
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """As stock; Dice is carried over where no validation patch shows foreground."""
         super().on_validation_epoch_end(val_outputs)
+        if self.averaged_weights is not None:
+            self.averaged_weights.swap()
         # one NaN would stay in nnU-Net's average for good
         means, averages = (self.logger.get_value(key, step=None) for key in ("mean_fg_dice", "ema_fg_dice"))
         if np.isnan(means[-1]):
@@ -348,7 +448,10 @@ class SegmentationTrainer(nnUNetTrainer):
         """
         to_builtin(self.logger.local_logger.my_fantastic_logging)
         self._best_ema = to_builtin(self._best_ema)
-        checkpoint = checkpoint_of(super().save_checkpoint)
+        with self.weights_to_keep():
+            checkpoint = checkpoint_of(super().save_checkpoint)
+            if checkpoint is not None and self.averaged_weights is not None:
+                checkpoint["network_weights"] = on_cpu(checkpoint["network_weights"])
         if checkpoint is None:  # another rank, or checkpointing disabled
             return
         checkpoint.update(self.more_for_checkpoint())
@@ -359,7 +462,16 @@ class SegmentationTrainer(nnUNetTrainer):
 
     def more_for_checkpoint(self) -> dict[str, Any]:
         """What belongs into a checkpoint and stock knows nothing of."""
-        return {}
+        if self.averaged_weights is None:
+            return {}
+        return {
+            TRAINED_WEIGHTS: self.bare_network.state_dict(),
+            NUM_UPDATES: self.averaged_weights.num_updates,
+        }
+
+    def weights_to_keep(self) -> AbstractContextManager[None]:
+        """Within it, the network has the weights that predict: their average where the recipe has one."""
+        return nullcontext() if self.averaged_weights is None else self.averaged_weights.in_network()
 
     def wait_for_checkpoints(self) -> None:
         """Wait until all checkpoints are written.
@@ -371,9 +483,22 @@ class SegmentationTrainer(nnUNetTrainer):
             self.checkpoint_writer.wait()
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
-        """As stock, after all checkpoints are written."""
+        """As stock, after all checkpoints are written.
+
+        Raises:
+            ValueError: the recipe averages weights, and the checkpoint is of a training that did not.
+        """
         self.wait_for_checkpoints()
+        self._resumes = True
         super().load_checkpoint(filename_or_checkpoint)
+        if self.averaged_weights is not None:
+            checkpoint = load_checkpoint_safely(filename_or_checkpoint)
+            if TRAINED_WEIGHTS not in checkpoint:
+                raise ValueError(
+                    f"{filename_or_checkpoint} is of a training without averaged weights, {type(self).__name__} cannot "
+                    "go on with it; start from it with -pretrained_weights"
+                )
+            self.averaged_weights.restore(checkpoint)
 
     def _save_checkpoint_of_past_epoch(self, name: str) -> None:
         self.current_epoch -= 1  # on_epoch_end has counted it up already, and saving does so again
@@ -388,11 +513,14 @@ class SegmentationTrainer(nnUNetTrainer):
         """Stock's validation, with the metrics of :mod:`braintum.evaluation.metrics.segmentation_metrics`."""
         if self.local_rank == 0:
             begin_validation(Path(self.output_folder) / "validation")
-        with replaced(  # one long method, which predicts, writes and evaluates
-            stock_module,
-            nnUNetPredictor=self.validation_predictor,
-            compute_metrics_on_folder=metrics_on_folder,
-            export_prediction_from_logits=export_completely,
+        with (
+            self.weights_to_keep(),
+            replaced(  # one long method, which predicts, writes and evaluates
+                stock_module,
+                nnUNetPredictor=self.validation_predictor,
+                compute_metrics_on_folder=metrics_on_folder,
+                export_prediction_from_logits=export_completely,
+            ),
         ):
             super().perform_actual_validation(save_probabilities)
         if self.local_rank == 0:

@@ -14,10 +14,9 @@ Import this module where such a network is asked for, not before: torchvision fa
 built for other hardware.
 """
 
-import copy
+import re
 from collections import OrderedDict
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -26,9 +25,14 @@ from torch import nn
 from torchvision import models
 from torchvision.models import vgg
 
+from braintum.architectures.feature_maps import convolution_elements
 from braintum.architectures.heads.dense_classification_head import DenseClassificationHead
-from braintum.architectures.imagenet_weights import find_weights, load_features
 from braintum.architectures.networks.classifiers import Classifier
+from braintum.architectures.standardisation import imagenet_scale_and_offset, standardise
+from braintum.architectures.weights.partial_loading import LoadReport, load_matching
+
+# densenet121-a639ec97.pth was written when module names could hold dots: norm.1 is norm1 today
+_OLD_DENSENET_KEY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 SMALLEST_EDGE = 32  # all of these networks halve the resolution five times
 
@@ -48,7 +52,7 @@ class TorchvisionClassifier(Classifier):
         **topology: the rest of the plan's ``arch_kwargs``; these networks have their own topology.
 
     Attributes:
-        weights_url: ImageNet weights.
+        pretrained_network: name of the network in :mod:`braintum.architectures.weights.catalogue`.
         frozen: whether the network's authors keep the features as they are.
         num_features: channels that the features end with.
         input_scale: factor on standardised intensities.
@@ -58,7 +62,7 @@ class TorchvisionClassifier(Classifier):
         NotImplementedError: for a 3-D plan.
     """
 
-    weights_url: ClassVar[str]
+    pretrained_network: ClassVar[str]
     frozen: ClassVar[bool] = False
     num_features: ClassVar[int]
     input_scale: ClassVar[float] = 1.0
@@ -107,23 +111,23 @@ class TorchvisionClassifier(Classifier):
         """Classification head on the features."""
         return DenseClassificationHead(nn.Conv2d, cls.num_features, num_tumour_classes)
 
-    def load_pretrained(self, requested: str | Path | None = None) -> Path | None:
+    def load_pretrained(self, weights: Mapping[str, torch.Tensor]) -> LoadReport:
         """Load ImageNet weights; the classification head keeps its own.
 
         Args:
-            requested: a state-dict file, ``"random"`` to keep random weights, or None for torch's cache.
-
-        Returns:
-            The file that was read; None for random weights.
+            weights: of torchvision's model.
 
         Raises:
-            FileNotFoundError: the requested file does not exist.
-            ValueError: the cache has no weights, or the file holds others.
+            ValueError: they are of another network.
         """
-        file = find_weights(self.weights_url, requested)
-        if file is not None:
-            load_features(self.encoder, file)
-        return file
+        report = load_matching(self.encoder, weights, lambda name: _OLD_DENSENET_KEY.sub(r"\1\2", name))
+        if report.missing:
+            name, reason = next(iter(report.missing.items()))
+            raise ValueError(
+                f"these are not the weights of {self.pretrained_network}: {name} and {len(report.missing) - 1} others "
+                f"are not loaded, {reason}"
+            )
+        return report
 
     def train(self, mode: bool = True) -> "TorchvisionClassifier":
         """As in torch; frozen features stay in evaluation mode, batch norm's statistics included."""
@@ -143,27 +147,14 @@ class TorchvisionClassifier(Classifier):
                 f"{type(self).__name__} needs patches of {SMALLEST_EDGE} × {SMALLEST_EDGE} pixels at least, got "
                 f"{tuple(x.shape[2:])}; raise the patch size of the plan"
             )
-        return self.encoder(self.standardise(x))
-
-    def standardise(self, x: torch.Tensor) -> torch.Tensor:
-        """What the encoder gets for an image (B, C, Y, X)."""
-        variance, mean = torch.var_mean(x.float(), (2, 3), correction=0, keepdim=True)
-        standardised = (x - mean) * torch.rsqrt(variance + 1e-6)  # 1e-6: a constant channel becomes zero
-        return standardised * self.input_scale + self.input_offset
+        return self.encoder(standardise(x, self.input_scale, self.input_offset))
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
         """nnU-Net's memory estimate for a patch of ``input_size``: elements of all convolutions' outputs.
 
         Frozen features keep fewer in training; the estimate does not go into that.
         """
-        elements: list[int] = []
-        encoder = copy.deepcopy(self.encoder).to("meta").eval()
-        for module in encoder.modules():
-            if isinstance(module, nn.Conv2d):
-                module.register_forward_hook(lambda _, inputs, output: elements.append(output.numel()))
-        channels = next(module for module in encoder.modules() if isinstance(module, nn.Conv2d)).in_channels
-        encoder(torch.empty(1, channels, *input_size, device="meta"))
-        return sum(elements)
+        return convolution_elements(self.encoder, input_size)
 
 
 class FTCNN(TorchvisionClassifier):
@@ -173,7 +164,7 @@ class FTCNN(TorchvisionClassifier):
     8×8.
     """
 
-    weights_url = models.VGG19_Weights.IMAGENET1K_V1.url
+    pretrained_network = "vgg19"
     frozen = True
     num_features = 512
 
@@ -193,7 +184,7 @@ class FTCNN(TorchvisionClassifier):
 class ResNet50Classifier(TorchvisionClassifier):
     """ResNet-50 (He et al. 2016), fine-tuned."""
 
-    weights_url = models.ResNet50_Weights.IMAGENET1K_V2.url
+    pretrained_network = "resnet50"
     num_features = 2048
 
     @staticmethod
@@ -205,7 +196,7 @@ class ResNet50Classifier(TorchvisionClassifier):
 class DenseNet121Classifier(TorchvisionClassifier):
     """DenseNet-121 (Huang et al. 2017), fine-tuned."""
 
-    weights_url = models.DenseNet121_Weights.IMAGENET1K_V1.url
+    pretrained_network = "densenet121"
     num_features = 1024
 
     @staticmethod
@@ -221,10 +212,9 @@ class GoogLeNetClassifier(TorchvisionClassifier):
     here their mean does.
     """
 
-    weights_url = models.GoogLeNet_Weights.IMAGENET1K_V1.url
+    pretrained_network = "googlenet"
     num_features = 1024
-    input_scale = (0.229 + 0.224 + 0.225) / 3 / 0.5
-    input_offset = ((0.485 + 0.456 + 0.406) / 3 - 0.5) / 0.5
+    input_scale, input_offset = imagenet_scale_and_offset((0.5,), (0.5,))
 
     @staticmethod
     def build_features() -> nn.Sequential:

@@ -25,7 +25,7 @@ import torch
 from tabulate import tabulate
 from training_steps import CONFIGURATION, configuration_of, make_trainer, throwaway_folders, topology
 
-from braintum.architectures.imagenet_weights import VARIABLE
+from braintum.architectures.weights.store import VARIABLE
 from braintum.inference.export.onnx_export import export_model, export_network
 from braintum.inference.export.onnx_model import CLASSES, CLASSES_BY_REGION, SEGMENTATION
 from braintum.inference.prediction.joint_predictor import JointPredictor

@@ -17,7 +17,10 @@ from braintum.architectures.networks.residual_unet import RUNet
 from braintum.architectures.networks.resse_lka_unet import ResSELKAUNet
 from braintum.architectures.plan_topology import plain_arch_kwargs
 from braintum.planner.planning.memory import feature_map_elements
-from braintum.planner.preprocessing.normalization import PercentileZScoreNormalization
+from braintum.planner.preprocessing.normalization import (
+    PercentileRescaleTo01Normalization,
+    PercentileZScoreNormalization,
+)
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ class PlannerPreset:
         min_batch_size_2d: smallest 2-D batch of a multi-task model, memory permitting.
         whole_slice_percentiles: the 2-D patch covers this percentile of the slices' edges, the first that is allowed.
         neighbouring_slices: slices on each side that a 2-D configuration of volumes takes as channels (2.5-D).
+        slice_edge: edge to which the longer side of each slice is brought after a crop to the head, in 2-D; None:
+            nnU-Net's target spacing.
         max_patch_area: largest area of a 2-D patch relative to the median slice: the rest is padding.
     """
 
@@ -140,6 +145,7 @@ class PlannerPreset:
     min_batch_size_2d: int = 12
     whole_slice_percentiles: tuple[int, ...] = (100, 95)
     neighbouring_slices: int = 0
+    slice_edge: int | None = None
     max_patch_area: float = 2.0
 
 
@@ -154,6 +160,20 @@ LIGHT = PlannerPreset(
     blocks_per_stage_encoder=(1,) + (2,) * 12,
 )
 """Fewer features and blocks, for CPUs, demonstrations and first looks."""
+
+PRETRAINED = PlannerPreset(
+    plans_name="BrainTumPretrainedPlans",
+    arguments=batch_norm_arguments,
+    normalization=PercentileRescaleTo01Normalization,
+    paper="nnUNetTrainerPretrained",
+    batch_size_2d=16,
+    base_num_features=16,
+    max_features_2d=256,
+    max_features_3d=128,
+    blocks_per_stage_encoder=(1,) + (2,) * 12,
+    slice_edge=192,
+)
+"""For backbones with ImageNet weights: the features of :data:`LIGHT` for the decoder, all slices at one size."""
 
 MEDIUM_25D = PlannerPreset(plans_name="BrainTum25DPlans", neighbouring_slices=1)
 """ResEnc M on a slice with its two neighbours."""

@@ -11,7 +11,12 @@ from nnunetv2.preprocessing.normalization.default_normalization_schemes import (
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import channel_name_to_normalization_mapping
 from skimage.exposure import equalize_adapthist
 
-__all__ = ["CLAHEZScoreNormalization", "PercentileZScoreNormalization", "choose_normalization"]
+__all__ = [
+    "CLAHEZScoreNormalization",
+    "PercentileRescaleTo01Normalization",
+    "PercentileZScoreNormalization",
+    "choose_normalization",
+]
 
 
 class PercentileZScoreNormalization(ImageNormalization):
@@ -83,10 +88,30 @@ class CLAHEZScoreNormalization(PercentileZScoreNormalization):
         return equalize_adapthist(one_slice, kernel_size=tile, clip_limit=self.clip_limit / self.bins, nbins=self.bins)
 
 
+class PercentileRescaleTo01Normalization(ImageNormalization):
+    """From the 0.5th and 99.5th percentile of the image to [0, 1], clipped: black stays black.
+
+    A 16-bit original, an 8-bit export and its recompressed copy come out alike, where nnU-Net's rescaling follows a
+    single bright pixel. An image of one intensity becomes zero.
+    """
+
+    leaves_pixels_outside_mask_at_zero_if_use_mask_for_norm_is_true = False
+    percentiles = (0.5, 99.5)
+
+    def run(self, image: np.ndarray, seg: np.ndarray | None = None) -> np.ndarray:
+        """Normalise one channel, (Z, Y, X); the segmentation is not read."""
+        image = image.astype(self.target_dtype, copy=False)
+        low, high = np.percentile(image, self.percentiles).astype(self.target_dtype)
+        if low == high:
+            return np.zeros_like(image)
+        return np.clip((image - low) / (high - low), 0, 1)
+
+
 SCHEME_OF_CHANNEL_NAME: dict[str, type[ImageNormalization]] = {
     **channel_name_to_normalization_mapping,
     "percentile_zscore": PercentileZScoreNormalization,
     "clahe_zscore": CLAHEZScoreNormalization,
+    "percentile_rescale_to_0_1": PercentileRescaleTo01Normalization,
 }
 """Channel names in ``dataset.json`` with which the user chooses; nnU-Net's own and ours."""
 

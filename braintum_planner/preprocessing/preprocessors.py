@@ -13,6 +13,7 @@ from braintum.architectures.input_channels import neighbouring_slices
 from braintum.commands.seams import replaced
 from braintum.planner.preprocessing.neighbouring_slices import stack_neighbouring_slices
 from braintum.planner.preprocessing.preprocessing_run import preprocess_dataset
+from braintum.planner.preprocessing.whole_slices import head_box, resized, slice_edge
 
 __all__ = ["BrainTumPreprocessor"]
 
@@ -31,7 +32,9 @@ class BrainTumPreprocessor(DefaultPreprocessor):
     A killed run leaves nothing that looks complete, and the same command goes on where it was.
 
     In 2-D configurations with ``neighbouring_slices`` each slice gets its neighbours as channels, in training and in
-    prediction (see :func:`braintum.planner.preprocessing.neighbouring_slices.stack_neighbouring_slices`).
+    prediction (see :func:`braintum.planner.preprocessing.neighbouring_slices.stack_neighbouring_slices`). With
+    ``slice_edge`` slices are cropped to the head and brought to one size
+    (see :mod:`braintum.planner.preprocessing.whole_slices`).
     """
 
     def run_case_npy(
@@ -51,14 +54,54 @@ class BrainTumPreprocessor(DefaultPreprocessor):
         Raises:
             ValueError: ``neighbouring_slices`` of the plans makes no sense.
         """
-        with replaced(cropping, binary_fill_holes=_fill_holes):  # a function that a function of a function calls
-            data, seg, properties = super().run_case_npy(
-                data, seg, properties, plans_manager, configuration_manager, dataset_json
+        edge = slice_edge(configuration_manager.configuration)
+        if edge is not None:
+            data, seg, properties = self._whole_slices(
+                edge, data, seg, properties, plans_manager, configuration_manager, dataset_json
             )
+        else:
+            with replaced(cropping, binary_fill_holes=_fill_holes):  # a function that a function of a function calls
+                data, seg, properties = super().run_case_npy(
+                    data, seg, properties, plans_manager, configuration_manager, dataset_json
+                )
         count = neighbouring_slices(configuration_manager.configuration)
         if count:
             data = stack_neighbouring_slices(data, count)
         return data, seg, properties
+
+    def _whole_slices(
+        self,
+        edge: int,
+        data: np.ndarray,
+        seg: np.ndarray | None,
+        properties: dict,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        dataset_json: dict | str,
+    ) -> tuple[np.ndarray, np.ndarray, dict]:
+        """nnU-Net's steps, with a crop to the head and one size instead of its crop and one spacing."""
+        order = [0, *(axis + 1 for axis in plans_manager.transpose_forward)]
+        data = data.astype(np.float32).transpose(order)
+        properties["shape_before_cropping"] = data.shape[1:]
+        properties["bbox_used_for_cropping"] = box = head_box(data)
+        part = (slice(None), *(slice(*limits) for limits in box))
+        data = data[part]
+        labels = np.zeros((1, *data.shape[1:]), np.int8) if seg is None else seg.transpose(order)[part].copy()
+        properties["shape_after_cropping_and_before_resampling"] = data.shape[1:]
+        factor = edge / max(data.shape[2:])
+        shape = [max(1, round(length * factor)) for length in data.shape[2:]]
+        data = self._normalize(
+            data, labels, configuration_manager, plans_manager.foreground_intensity_properties_per_channel
+        )
+        data, labels = resized(data, shape, False), resized(labels, shape, True)
+        if seg is not None:
+            labelled = plans_manager.get_label_manager(dataset_json)
+            wanted = list(labelled.foreground_regions if labelled.has_regions else labelled.foreground_labels)
+            if labelled.has_ignore_label:
+                wanted.append([-1, *labelled.all_labels])
+            properties["class_locations"] = self._sample_foreground_locations(labels, wanted)
+            labels = self.modify_seg_fn(labels, plans_manager, dataset_json, configuration_manager)
+        return data, labels.astype(np.int16 if labels.max() > 127 else np.int8), properties
 
     def run(
         self, dataset_name_or_id: int | str, configuration_name: str, plans_identifier: str, num_processes: int

@@ -17,7 +17,7 @@ from tiny_training import CLASS_NAMES, TinyDataset, write_preprocessed
 from torch import nn
 from trainer_steps import hand_over, one_epoch, scores_on_training_cases, start, weights
 
-from braintum.architectures.imagenet_weights import VARIABLE
+from braintum.architectures.weights.store import VARIABLE
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.trainers import registered
 from braintum.trainers.classes.progress import MultiTaskLogger

@@ -16,9 +16,11 @@ from batchgeneratorsv2.transforms.intensity.brightness import (
 from batchgeneratorsv2.transforms.intensity.contrast import ContrastTransform
 from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,14 @@ class Augmentation:
         crop_margin: the patch is cropped at random from one that is larger by this share. Beyond the image lie
             nnU-Net's zeros.
         flips: along each axis with probability 0.5. Without them, prediction mirrors nothing either.
+        flips_last_axis_only: left-right in the papers' slices, where up and down are never mistaken.
         noise_sigma: standard deviation of Gaussian noise.
         brightness_sigma: standard deviation of what is added to each channel.
         brightness: range of a factor on the intensities of each channel.
         contrast: range of a factor on their distance from the mean; they stay in the patch's range.
         gamma: range of the exponent for each channel, whose mean and standard deviation are kept.
+        low_resolution: range of the scale of a smaller image that a quarter of the patches, as in nnU-Net, is
+            interpolated from.
     """
 
     rotation_degrees: float = 0.0
@@ -46,11 +51,13 @@ class Augmentation:
     isotropic_scaling: bool = True
     crop_margin: float = 0.0
     flips: bool = False
+    flips_last_axis_only: bool = False
     noise_sigma: float = 0.0
     brightness_sigma: float = 0.0
     brightness: tuple[float, float] | None = None
     contrast: tuple[float, float] | None = None
     gamma: tuple[float, float] | None = None
+    low_resolution: tuple[float, float] | None = None
 
     @property
     def rotation(self) -> tuple[float, float]:
@@ -107,6 +114,16 @@ class Augmentation:
                     self.gamma, p_invert_image=0, synchronize_channels=False, p_per_channel=1, p_retain_stats=1
                 )
             )
+        if self.low_resolution is not None:
+            simulated = SimulateLowResolutionTransform(
+                self.low_resolution,
+                synchronize_channels=False,
+                synchronize_axes=True,
+                ignore_axes=None,
+                allowed_channels=None,
+                p_per_channel=1,
+            )
+            transforms.append(RandomTransform(simulated, apply_probability=0.25))
         if mirror_axes:
             transforms.append(MirrorTransform(tuple(mirror_axes)))
         return transforms

@@ -89,6 +89,15 @@ def bce_dice_loss(label_manager: LabelManager, batch_dice: bool, ddp: bool) -> n
     return _compound_loss(label_manager, batch_dice, ddp, MemoryEfficientSoftDiceLoss)
 
 
+def dice_per_case_cross_entropy_loss(label_manager: LabelManager, batch_dice: bool, ddp: bool) -> nn.Module:
+    """nnU-Net's cross-entropy and soft Dice, of each case instead of the batch, smoothed by one voxel.
+
+    What is reported is the mean over cases, in which a small tumour counts as much as a large one. Arguments as in
+    :func:`dice_cross_entropy_loss`; ``batch_dice`` of the plans is not followed.
+    """
+    return _compound_loss(label_manager, False, ddp, MemoryEfficientSoftDiceLoss, smooth=1.0)
+
+
 def bce_loss(label_manager: LabelManager, batch_dice: bool, ddp: bool) -> nn.Module:
     """Binary cross-entropy alone, paper 003 (RUNet); for labels as in :func:`bce_dice_loss`."""
     return _compound_loss(label_manager, batch_dice, ddp, MemoryEfficientSoftDiceLoss, weight_dice=0)
@@ -121,12 +130,13 @@ def _compound_loss(
     ddp: bool,
     dice_class: type[nn.Module],
     weight_dice: float = 1,
+    smooth: float = 1e-5,
     count_background: bool = False,
     ce_kwargs: dict[str, Any] | None = None,
     bce_kwargs: dict[str, Any] | None = None,
 ) -> nn.Module:
     """nnU-Net's compound loss for labels or regions around an overlap term."""
-    dice_kwargs = {"batch_dice": batch_dice, "smooth": 1e-5, "ddp": ddp}
+    dice_kwargs = {"batch_dice": batch_dice, "smooth": smooth, "ddp": ddp}
     if label_manager.has_regions:
         return DC_and_BCE_loss(
             bce_kwargs or {},

@@ -17,6 +17,7 @@ from braintum.trainers.losses.losses import (
     bce_dice_loss,
     bce_loss,
     dice_cross_entropy_loss,
+    dice_per_case_cross_entropy_loss,
     weighted_cross_entropy_tversky_loss,
 )
 from braintum.trainers.recipes.schedule import CosineDecay, Decay, ExponentialDecay, PlateauDecay, PolynomialDecay
@@ -61,6 +62,7 @@ class Recipe:
         optimizer: its class.
         body: settings of all parameters but the classification head's.
         head: settings of the classification head; None for those of the body.
+        backbone: settings of a pretrained backbone; None for those of the body.
         optimizer_arguments: further arguments of the optimiser.
         decay: of the learning rates.
         segmentation_loss: None for nnU-Net's, with its deep supervision.
@@ -70,11 +72,16 @@ class Recipe:
         num_epochs: of the whole training.
         early_stopping: epochs without a lower validation loss after which training ends; None for never.
         augmentation: None for nnU-Net's.
+        averaging: decay, a step, of the average of the weights that is validated and saved; None for the last weights.
+        cpu_precision: of training steps on a CPU: ``float32``, ``bfloat16``, or the faster one (``auto``).
+        small_first: share of the epochs with smaller patches, and their scale; (0, 1) for none. The first epochs learn
+            what can be seen in small images, at the fraction of the time.
     """
 
     optimizer: Callable[..., torch.optim.Optimizer]
     body: ParameterGroup
     head: ParameterGroup | None = None
+    backbone: ParameterGroup | None = None
     optimizer_arguments: Mapping[str, Any] = field(default_factory=dict)
     decay: Decay = PolynomialDecay()
     segmentation_loss: SegmentationLoss | None = None
@@ -84,6 +91,9 @@ class Recipe:
     num_epochs: int = 1000
     early_stopping: int | None = None
     augmentation: Augmentation | None = None
+    averaging: float | None = None
+    cpu_precision: str = "float32"
+    small_first: tuple[float, float] = (0.0, 1.0)
 
     @property
     def deep_supervision(self) -> bool:
@@ -114,6 +124,37 @@ MULTI_TASK = Recipe(
 Not nnU-Net's SGD: the class loss has other gradients than Dice, and on a small set SGD with momentum 0.99 takes
 thousands of iterations to find a small tumour.
 """
+
+SHORT = Recipe(
+    optimizer=torch.optim.AdamW,
+    body=ParameterGroup(lr=1e-3, weight_decay=5e-2, warmup=0.03),
+    optimizer_arguments=_FUSED,
+    decay=CosineDecay(),
+    segmentation_loss=SegmentationLoss(dice_per_case_cross_entropy_loss, lowest=NNUNET_LOWEST_LOSS),
+    class_label_smoothing=0.1,
+    num_epochs=60,
+    averaging=0.998,
+    cpu_precision="auto",
+    small_first=(0.5, 2 / 3),
+    augmentation=Augmentation(
+        rotation_degrees=30,
+        scaling=(0.8, 1.25),
+        isotropic_scaling=False,
+        crop_margin=0.15,
+        flips=True,
+        flips_last_axis_only=True,
+        noise_sigma=0.02,
+        gamma=(0.67, 1.5),
+        low_resolution=(0.5, 1.0),
+    ),
+)
+"""For trainings of minutes instead of days, on a CPU or a GPU: our own.
+
+Losses and Dice are those of cases, not of batches; a mirrored head is left-right mirrored only, as none is upside down.
+"""
+
+PRETRAINED = replace(SHORT, backbone=ParameterGroup(lr=5e-4, weight_decay=5e-2, warmup=0.03))
+"""The same for networks with a pretrained backbone, which learns at half of the rate."""
 
 BRAINTUMNET = Recipe(
     optimizer=torch.optim.Adam,

@@ -15,6 +15,9 @@ TASK_BALANCING = ("fixed", "uncertainty", "pcgrad")
 AUGMENTATION = ("default", "gpu", "cpu")
 """Where patches may be augmented; the first is the default."""
 
+PRECISION = ("", "float32", "bfloat16", "auto")
+"""What training steps may be computed with on a CPU; the first leaves it to the recipe."""
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -32,6 +35,8 @@ class TrainingSettings:
             :mod:`braintum.trainers.losses.task_balancing`.
         augmentation: ``braintum_augmentation``: where patches are augmented: on the training device (``gpu``) or in
             nnU-Net's workers (``cpu``); by ``default`` on a CUDA device, for others in workers.
+        precision: ``braintum_precision``: of training steps on a CPU: ``float32``, ``bfloat16``, or the faster one of
+            them (``auto``); not set: the trainer's own.
         permuted_labels: ``braintum_permuted_labels``: seed of a control: classes are permuted among the training
             patients, and results go to ``nnUNet_results/permuted_labels_SEED``, see
             :mod:`braintum.evaluation.results.label_permutation`.
@@ -43,6 +48,7 @@ class TrainingSettings:
     deterministic: bool = False
     task_balancing: str = "fixed"
     augmentation: str = "default"
+    precision: str = ""
     permuted_labels: int | None = None
 
     @staticmethod
@@ -60,6 +66,7 @@ class TrainingSettings:
             deterministic=_choice("braintum_deterministic", ("0", "1")) == "1",
             task_balancing=_choice("braintum_task_balancing", TASK_BALANCING),
             augmentation=_choice("braintum_augmentation", AUGMENTATION),
+            precision=_choice("braintum_precision", PRECISION),
             permuted_labels=_whole_number("braintum_permuted_labels", minimum=0),
         )
         if settings.deterministic and settings.seed is None:
@@ -92,7 +99,8 @@ def _choice(name: str, options: tuple[str, ...]) -> str:
     """One of the options, the first where the variable is not set."""
     text = os.environ.get(name, "").strip() or options[0]
     if text not in options:
-        raise ValueError(f"the environment variable {name} takes one of {', '.join(options)}, got {text!r}")
+        known = ", ".join(filter(None, options))
+        raise ValueError(f"the environment variable {name} takes one of {known}, got {text!r}")
     return text
 
 
