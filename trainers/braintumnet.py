@@ -1,10 +1,12 @@
 """BrainTumNet of paper 000: end to end, in two stages for the paper's comparison, and its ablations."""
 
 from dataclasses import replace
+from functools import partial
 
 from braintum.architectures.networks.braintumnet import BrainTumNet
 from braintum.trainers.multi_task import nnUNetTrainerMultiTask
-from braintum.trainers.networks import multi_task_network
+from braintum.trainers.networks import import_class, multi_task_network
+from braintum.trainers.pretrained import DEFAULT_BACKBONE, PretrainedBackboneTrainer
 from braintum.trainers.recipes import papers
 from braintum.trainers.recipes.recipe import BRAINTUMNET, SHORT
 from braintum.trainers.recipes.schedule import CosineDecay
@@ -22,6 +24,18 @@ class nnUNetTrainerBrainTumNetShort(nnUNetTrainerBrainTumNet):
     """BrainTumNet by the recipe for short trainings instead of the paper's."""
 
     recipe = SHORT
+
+
+class nnUNetTrainerBrainTumNetPretrained(PretrainedBackboneTrainer):
+    """BrainTumNet on an ImageNet backbone, the paper's "pre-trained encoder", by the recipe for short trainings."""
+
+    papers = (papers.BRAINTUMNET,)
+    build_network_architecture = staticmethod(
+        multi_task_network(
+            partial(import_class, "braintum.architectures.networks.timm_braintumnet", "TimmBrainTumNet"),
+            backbone=DEFAULT_BACKBONE,
+        )
+    )
 
 
 class nnUNetTrainerBrainTumNetNoTransformer(nnUNetTrainerMultiTask):

@@ -5,30 +5,18 @@ model. For nnU-Net their mask is background.
 """
 
 from functools import partial
-from importlib import import_module
-
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-from torch import nn
 
 from braintum.architectures.networks.classifiers import UNetEncoderClassifier
 from braintum.trainers.multi_task import nnUNetTrainerMultiTask
-from braintum.trainers.networks import ChooseNetwork, multi_task_network
+from braintum.trainers.networks import ChooseNetwork, import_class, multi_task_network
 from braintum.trainers.pretrained import StartsFromPretrained
 from braintum.trainers.recipes import papers
 from braintum.trainers.recipes.recipe import FINE_TUNED_CLASSIFIER, FT_CNN, UNET_CLASSIFIER
 
 
 def _from_torchvision(name: str) -> ChooseNetwork:
-    """A network of :mod:`braintum.architectures.networks.torchvision_classifiers`.
-
-    It is imported by those who train it alone:
-    torchvision fails to import beside a torch that was built for other hardware.
-    """
-    return partial(_import_class, "braintum.architectures.networks.torchvision_classifiers", name)
-
-
-def _import_class(module: str, name: str, plan: ConfigurationManager) -> type[nn.Module]:
-    return getattr(import_module(module), name)
+    """A network of :mod:`braintum.architectures.networks.torchvision_classifiers`."""
+    return partial(import_class, "braintum.architectures.networks.torchvision_classifiers", name)
 
 
 class ClassifierTrainer(nnUNetTrainerMultiTask):

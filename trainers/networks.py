@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -16,6 +17,15 @@ ChooseNetwork = Callable[[ConfigurationManager], type[nn.Module]]
 
 BuildNetwork = partial[nn.Module]
 """nnU-Net's ``build_network_architecture``; its first argument, given already, is the :data:`ChooseNetwork`."""
+
+
+def import_class(module: str, name: str, plan: ConfigurationManager) -> type[nn.Module]:
+    """A :data:`ChooseNetwork`, with its first two arguments given, that imports the class when it is asked for.
+
+    torchvision and timm fail to import beside a torch that was built for other hardware; only those who train such a
+    network need them.
+    """
+    return getattr(import_module(module), name)
 
 
 def segmentation_network(choose: ChooseNetwork, **options: Any) -> BuildNetwork:

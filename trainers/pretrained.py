@@ -1,18 +1,16 @@
 """Both tasks on a pretrained backbone of timm, and what all trainers share that start from ImageNet weights."""
 
 import os
-from functools import cache
-from importlib import import_module
+from functools import cache, partial
 from typing import Any
 
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from braintum.architectures.weights.catalogue import entry_named
 from braintum.architectures.weights.partial_loading import LoadReport
 from braintum.architectures.weights.store import VARIABLE, InstalledWeights, find, read_weights
 from braintum.trainers.multi_task import nnUNetTrainerMultiTask
-from braintum.trainers.networks import multi_task_network
+from braintum.trainers.networks import import_class, multi_task_network
 from braintum.trainers.recipes.recipe import PRETRAINED, ParameterGroup
 from braintum.trainers.segmentation import SegmentationTrainer
 
@@ -45,22 +43,19 @@ class StartsFromPretrained(SegmentationTrainer):
         return self.bare_network.load_pretrained(read_weights(weights), **options)
 
 
-def _timm_unet(plan: ConfigurationManager) -> type[nn.Module]:
-    """Imported by those who train it alone: timm imports torchvision."""
-    return import_module("braintum.architectures.networks.timm_unet").TimmUNet
+_TIMM_UNET = partial(import_class, "braintum.architectures.networks.timm_unet", "TimmUNet")
 
 
-class nnUNetTrainerPretrained(StartsFromPretrained, nnUNetTrainerMultiTask):
-    """U-Net on an ImageNet backbone, with nnU-Net's decoder and the classification head; for short trainings.
+class PretrainedBackboneTrainer(StartsFromPretrained, nnUNetTrainerMultiTask):
+    """Base of those that train a network on a backbone of timm.
 
-    The backbone is EfficientNet-Lite0. ``nnUNetTrainerPretrained_NAME`` trains the same on any other backbone of timm,
-    by its name there.
+    Attributes:
+        backbone: its name in timm.
     """
 
     recipe = PRETRAINED
     dimensions = (2,)
     backbone = DEFAULT_BACKBONE
-    build_network_architecture = staticmethod(multi_task_network(_timm_unet, backbone=DEFAULT_BACKBONE))
 
     def pretrained_network(self) -> str:
         """The backbone's name in timm."""
@@ -77,10 +72,20 @@ class nnUNetTrainerPretrained(StartsFromPretrained, nnUNetTrainerMultiTask):
         return [(rest, settings), (backbone, self.recipe.backbone), *others]
 
 
+class nnUNetTrainerPretrained(PretrainedBackboneTrainer):
+    """U-Net on an ImageNet backbone, with nnU-Net's decoder and the classification head; for short trainings.
+
+    The backbone is EfficientNet-Lite0. ``nnUNetTrainerPretrained_NAME`` trains the same on any other backbone of timm,
+    by its name there.
+    """
+
+    build_network_architecture = staticmethod(multi_task_network(_TIMM_UNET, backbone=DEFAULT_BACKBONE))
+
+
 @cache
 def pretrained_trainer(backbone: str) -> type[nnUNetTrainerPretrained]:
     """The trainer on a backbone of timm, under the name by which nnU-Net looks for it."""
-    network: Any = multi_task_network(_timm_unet, backbone=backbone)
+    network: Any = multi_task_network(_TIMM_UNET, backbone=backbone)
     attributes = {
         "backbone": backbone,
         "build_network_architecture": staticmethod(network),

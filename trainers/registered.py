@@ -5,6 +5,7 @@ from braintum.trainers.braintumnet import (
     nnUNetTrainerBrainTumNet,
     nnUNetTrainerBrainTumNetNoInception,
     nnUNetTrainerBrainTumNetNoTransformer,
+    nnUNetTrainerBrainTumNetPretrained,
     nnUNetTrainerBrainTumNetShort,
     nnUNetTrainerBrainTumNetTwoStage,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "nnUNetTrainerBrainTumNet",
     "nnUNetTrainerBrainTumNetNoInception",
     "nnUNetTrainerBrainTumNetNoTransformer",
+    "nnUNetTrainerBrainTumNetPretrained",
     "nnUNetTrainerBrainTumNetShort",
     "nnUNetTrainerBrainTumNetTwoStage",
     "nnUNetTrainerClassifierDenseNet121",

@@ -15,7 +15,7 @@ paper gives no sizes:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -35,7 +35,7 @@ _CBAM_KERNEL = 7
 
 
 @dataclass(frozen=True)
-class _Topology:
+class Topology:
     """The plan: one list entry a level, highest resolution first, and the choice of layers."""
 
     channels: list[int]
@@ -49,6 +49,15 @@ class _Topology:
     dropout_op_kwargs: dict | None
     nonlin: Any
     nonlin_kwargs: dict | None
+
+    def restricted_to(self, levels: Sequence[int], strides: Sequence[Sequence[int]]) -> "Topology":
+        """Of some levels only; ``strides`` lead from each to the next."""
+        return replace(
+            self,
+            channels=[self.channels[level] for level in levels],
+            kernels=[self.kernels[level] for level in levels],
+            strides=[list(stride) for stride in strides],
+        )
 
     def has_transformer(self, level: int) -> bool:
         """Whether a level's resolution is low enough for BT blocks."""
@@ -77,7 +86,7 @@ class _Topology:
 class _MultiKernelBlock(nn.Module):
     """Convolutions of three kernel sizes in parallel, with a shortcut around them."""
 
-    def __init__(self, topology: _Topology, channels: int, kernel: list[int]) -> None:
+    def __init__(self, topology: Topology, channels: int, kernel: list[int]) -> None:
         super().__init__()
         if channels < 3:
             raise ValueError(f"each level needs 3 channels at least, one a kernel size, got {channels}")
@@ -103,7 +112,7 @@ class BrainTumNetEncoder(nn.Module):
         use_transformer: False leaves the BT blocks out.
     """
 
-    def __init__(self, input_channels: int, topology: _Topology, num_blocks: list[int], use_transformer: bool) -> None:
+    def __init__(self, input_channels: int, topology: Topology, num_blocks: list[int], use_transformer: bool) -> None:
         super().__init__()
         self.conv_op = topology.conv_op
         self.output_channels = topology.channels
@@ -166,7 +175,7 @@ class BrainTumNetDecoder(nn.Module):
 
     def __init__(
         self,
-        topology: _Topology,
+        topology: Topology,
         num_classes: int,
         num_convolutions: list[int],
         deep_supervision: bool,
@@ -300,7 +309,7 @@ class BrainTumNet(nn.Module):
             num_blocks = per_level("n_blocks_per_stage", n_blocks_per_stage, n_stages)
         else:
             num_blocks = [max(1, n - 1) for n in per_level("n_conv_per_stage", n_conv_per_stage, n_stages)]
-        topology = _Topology(
+        topology = Topology(
             channels=per_level("features_per_stage", features_per_stage, n_stages),
             kernels=per_level_and_axis("kernel_sizes", kernel_sizes, n_stages, conv_op),
             strides=per_level_and_axis("strides", strides, n_stages, conv_op),
@@ -314,9 +323,11 @@ class BrainTumNet(nn.Module):
             nonlin_kwargs=nonlin_kwargs,
         )
         num_convolutions = per_level("n_conv_per_stage_decoder", n_conv_per_stage_decoder, n_stages - 1)
-        self.encoder = BrainTumNetEncoder(input_channels, topology, num_blocks, use_transformer)
+        self.encoder, levels = self.build_encoder(input_channels, topology, num_blocks, use_transformer)
+        topology = topology.restricted_to(levels, self.encoder.strides)
+        num_convolutions = [num_convolutions[-1 - level] for level in levels[-2::-1]]  # from the lowest level upwards
         self.decoder = BrainTumNetDecoder(topology, num_classes, num_convolutions, deep_supervision, use_transformer)
-        self.num_class_levels = sum(topology.has_transformer(level) for level in range(n_stages))
+        self.num_class_levels = sum(topology.has_transformer(level) for level in range(len(levels)))
         self.classification_head = TInceptionNet(
             conv_op,
             topology.channels[-self.num_class_levels :],
@@ -326,6 +337,12 @@ class BrainTumNet(nn.Module):
             use_inception=use_inception,
         )
         self.segmentation_is_frozen = False
+
+    def build_encoder(
+        self, input_channels: int, topology: Topology, num_blocks: list[int], use_transformer: bool
+    ) -> tuple[Any, list[int]]:
+        """The encoder, and the levels of the plan that it has feature maps of."""
+        return BrainTumNetEncoder(input_channels, topology, num_blocks, use_transformer), list(range(len(num_blocks)))
 
     def forward(self, x: torch.Tensor, with_classes: bool = False) -> Any:
         """Segmentation logits, and class logits on request.
