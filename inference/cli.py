@@ -16,13 +16,18 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line; flags are named as those of nnUNetv2_predict."""
     parser = argparse.ArgumentParser(
         prog="braintum_predict",
-        description="Predict segmentation and tumour type of every case in a folder, with nnU-Net's preprocessing, "
+        description="Predict segmentation and tumour type of every image in a folder. Without a model of your own (-m, "
+        "or -d and -c) a ready one predicts pictures, DICOM slices and volumes of any names; see braintum_models. With "
+        "one: every case in a folder, with nnU-Net's preprocessing, "
         "sliding window and mirroring. Writes the segmentations that nnUNetv2_predict would write (to rounding; with "
         "--exact, the same files), classes/<case>.json and classes.csv; with --cases also patients.csv. One model does "
         "both, or a second one (--class-model) predicts the classes.",
     )
-    parser.add_argument("-i", required=True, metavar="INPUT", help="folder of images named CASE_0000.<ending>, …")
-    parser.add_argument("-o", required=True, metavar="OUTPUT", help="output folder")
+    parser.add_argument("-i", metavar="INPUT", help="folder of images; of your own model's named CASE_0000.<ending>, …")
+    parser.add_argument("-o", metavar="OUTPUT", help="output folder")
+    ready = parser.add_argument_group("ready model", "used where neither -m nor -d is given")
+    ready.add_argument("--model", metavar="NAME", help="one of `braintum_models list`; default: braintum's own")
+    ready.add_argument("--card", action="store_true", help="print what the model is, how good, and what it is not for")
     add_model_arguments(parser)
     classes = parser.add_argument_group(
         "class model", "where -m or -d names any model of nnU-Net that segments, and another predicts the classes"
@@ -103,7 +108,17 @@ def predict(argv: list[str] | None = None) -> int:
     Returns:
         0, or 3 where some cases could not be predicted.
     """
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    has_own_model = any(value is not None for value in (args.m, args.d, args.c, args.class_model))
+    if has_own_model and (args.model is not None or args.card):
+        raise ValueError("--model and --card are about ready models; leave them, or -m, -d and -c, away")
+    if args.card:
+        return _print_card(args.model)
+    if args.i is None or args.o is None:
+        parser.error("the following arguments are required: -i, -o")
+    if not has_own_model:
+        return _predict_with_ready_model(args)
     if not 0 <= args.part_id < args.num_parts:
         raise ValueError(f"-part_id counts from 0 to num_parts - 1 = {args.num_parts - 1}, got {args.part_id}")
     if args.class_model is None and (args.class_folds is not None or args.class_checkpoint is not None):
@@ -165,6 +180,36 @@ def predict(argv: list[str] | None = None) -> int:
         print(f"{outcome.patients} patients listed in {Path(args.o) / PATIENTS_FILE}")
     for case, fault in outcome.failed.items():
         print(f"not predicted: {case}: {fault}", file=sys.stderr)
+    return EXIT_SOME_FAILED if outcome.failed else 0
+
+
+def _print_card(name: str | None) -> int:
+    from braintum.inference.ready.card import card_text
+    from braintum.inference.ready.zoo import ready_model
+
+    print(card_text(ready_model(name).card))
+    return 0
+
+
+def _predict_with_ready_model(args: argparse.Namespace) -> int:
+    """Masks, types and pictures of one's own images."""
+    from braintum.inference.ready.predict_images import CLASSES_FILE, OVERLAYS_FOLDER, summary
+    from braintum.inference.ready.use import predict_with_ready_model
+
+    model, outcome = predict_with_ready_model(
+        args.i, args.o, args.model, device=args.device, mirroring=not args.disable_tta, precision=args.precision
+    )
+    for result in outcome.results:
+        print(summary(result))
+        for warning in result["warnings"]:
+            print(f"  warning: {warning}")
+    for image, fault in outcome.failed.items():
+        print(f"not predicted: {image}: {fault}", file=sys.stderr)
+    print(
+        f"\n{len(outcome.results)} images predicted by {model.name} {model.card['version']}; masks are in {args.o}, "
+        f"pictures in {Path(args.o) / OVERLAYS_FOLDER}, a table in {Path(args.o) / CLASSES_FILE}.\n"
+        "Research software, not a medical device; what the model is good for: braintum_predict --card"
+    )
     return EXIT_SOME_FAILED if outcome.failed else 0
 
 

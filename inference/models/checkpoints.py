@@ -64,6 +64,11 @@ def load_checkpoint_safely(file: str | Path, trust: bool = False) -> dict[str, A
     return checkpoint
 
 
+def in_single_precision(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights that were stored in 16 bits, in 32; others as they are."""
+    return {name: values.float() if values.dtype == torch.float16 else values for name, values in weights.items()}
+
+
 def check_weights(network: nn.Module, checkpoint: Mapping[str, Any], file: str | Path) -> None:
     """Refuse weights that are none of this network.
 

@@ -15,7 +15,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from torch._dynamo import OptimizedModule
 
 from braintum.architectures.weights_fingerprint import weights_fingerprint
-from braintum.inference.models.checkpoints import check_weights, load_checkpoint_safely
+from braintum.inference.models.checkpoints import check_weights, in_single_precision, load_checkpoint_safely
 from braintum.inference.models.model_files import check_size, checked_configuration, read_dataset_json, read_plans
 from braintum.inference.models.network_copies import networks_of_folds, shared_copy
 
@@ -104,7 +104,7 @@ class SegmentationPredictor(nnUNetPredictor):
             network,
             plans_manager,
             configuration_manager,
-            [checkpoint["network_weights"] for checkpoint in checkpoints],
+            [in_single_precision(checkpoint["network_weights"]) for checkpoint in checkpoints],
             dataset_json,
             trainer_name,
             checkpoints[0].get("inference_allowed_mirroring_axes"),
