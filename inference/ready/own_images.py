@@ -30,8 +30,9 @@ class OwnImage:
         slices: (Z, Y, X) float32, upright: the head or the front on top.
         spacing: of z, y and x in mm; None for pictures, which have none.
         coloured_share: of the pixels, for pictures.
-        geometry: of a volume in LPS orientation, and the plane that it was cut in; None for pictures.
-        original: the file's own orientation.
+        geometry: of a volume in LPS orientation, or of a single slice; None for pictures.
+        plane: that a volume was cut in.
+        original: a volume's own orientation.
     """
 
     name: str
@@ -63,6 +64,9 @@ class OwnImage:
         if self.geometry is None:
             with atomic_path(file) as partial:
                 Image.fromarray(mask[0].astype(np.uint8)).save(partial, format="PNG")
+            return file
+        if self.geometry.GetDimension() == 2:
+            write_image(image_like(mask[0].astype(np.uint8), self.geometry), file)
             return file
         stack = mask if self.plane == "axial" else mask[:, ::-1]
         array = np.ascontiguousarray(np.moveaxis(stack, 0, ARRAY_AXIS[self.plane]).astype(np.uint8))
@@ -164,18 +168,7 @@ def _read_slice(path: Path) -> OwnImage:
         raise ValueError(f"{path}: NaN or infinite intensities; repair the image")
     flat = sitk.GetImageFromArray(array[0])
     flat.SetSpacing((x, y))
-    return _Slice(_name(path), array, (1.0, float(y), float(x)), geometry=flat)
-
-
-@dataclass(frozen=True, eq=False)
-class _Slice(OwnImage):
-    """A single slice with a spacing, whose mask is a 2-D NIfTI file."""
-
-    def write_mask(self, mask: np.ndarray, folder: Path) -> Path:
-        """As of any image."""
-        file = folder / f"{self.name}{self.mask_ending}"
-        write_image(image_like(mask[0].astype(np.uint8), self.geometry), file)
-        return file
+    return OwnImage(_name(path), array, (1.0, float(y), float(x)), geometry=flat)
 
 
 def _of_volume(path: Path, image: sitk.Image) -> OwnImage:

@@ -108,9 +108,7 @@ def plain_warnings(image: OwnImage) -> list[str]:
     """What can be said of an image without a network; empty for nothing."""
     warnings = []
     if image.is_coloured:
-        warnings.append(
-            f"{image.coloured_share:.0%} of the pixels have a colour: this is no MRI slice as a scanner exports it"
-        )
+        warnings.append(f"{image.coloured_share:.0%} of the pixels have a colour: no MRI slice as scanners export it")
     low, high = float(image.slices.min()), float(image.slices.max())
     if low == high:
         warnings.append("the image is empty: all pixels have one value")

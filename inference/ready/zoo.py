@@ -95,7 +95,7 @@ def ready_model(name: str | None = None) -> ReadyModel:
     if match is None:
         names = ", ".join(model.name for model in models) or "none"
         raise ValueError(
-            f"no ready model {wanted!r} (there are: {names}); install one with braintum_models install FILE"
+            f"no ready model {wanted!r} (there are: {names}); install one: braintum_models install FILE.zip"
         )
     return match
 
@@ -194,9 +194,7 @@ def install(file: Path) -> ReadyModel:
                     "are installed with braintum_install_model"
                 )
             if sum(info.file_size for info in names.values()) > _MOST_BYTES:
-                raise ValueError(
-                    f"{file} would unpack to more than {_MOST_BYTES / 2**30:.0f} GiB; nothing was unpacked"
-                )
+                raise ValueError(f"{file} would unpack to more than {_MOST_BYTES / 2**30:.0f} GiB; it was not unpacked")
             if (target / name).exists() or (_SHIPPED / name).exists():
                 raise FileExistsError(f"a model {name} is there already; braintum_models list shows it")
             target.mkdir(parents=True, exist_ok=True)
