@@ -42,6 +42,11 @@ def segmentation_network(choose: ChooseNetwork, **options: Any) -> BuildNetwork:
     return partial(_build_segmentation_network, choose, options)
 
 
+def reconstruction_network(choose: ChooseNetwork, **options: Any) -> BuildNetwork:
+    """Builds a segmentation network whose outputs are the channels that it reads, see :func:`segmentation_network`."""
+    return partial(_build_reconstruction_network, choose, options)
+
+
 def multi_task_network(choose: ChooseNetwork, **options: Any) -> BuildNetwork:
     """Builds a network that segments and classifies; the classes come from the plans.
 
@@ -83,6 +88,22 @@ def _build_segmentation_network(
         for head in getattr(network.decoder, "seg_layers", [])[:-1]:
             head.requires_grad_(False)
     return network
+
+
+def _build_reconstruction_network(
+    choose: ChooseNetwork,
+    options: dict[str, Any],
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    num_input_channels: int,
+    num_output_channels: int,
+    enable_deep_supervision: bool = True,
+) -> nn.Module:
+    """``num_output_channels`` counts labels, which it does not have."""
+    channels = num_network_channels(num_input_channels, configuration_manager.configuration)
+    return _build_segmentation_network(
+        choose, options, plans_manager, configuration_manager, num_input_channels, channels, enable_deep_supervision
+    )
 
 
 def _build_multi_task_network(

@@ -16,6 +16,7 @@ from braintum.trainers.classifiers import (
     nnUNetTrainerClassifierResNet50,
     nnUNetTrainerClassifierUNet,
 )
+from braintum.trainers.masked_images import nnUNetTrainerMaskedImages
 from braintum.trainers.multi_task import nnUNetTrainerMultiTask, nnUNetTrainerMultiTaskShort
 from braintum.trainers.pretrained import PREFIX, nnUNetTrainerPretrained, pretrained_trainer
 from braintum.trainers.resse_lka import nnUNetTrainerResSELKA, nnUNetTrainerResSELKAMultiTask
@@ -40,6 +41,7 @@ __all__ = [
     "nnUNetTrainerClassifierResNet50",
     "nnUNetTrainerClassifierUNet",
     "nnUNetTrainerJointUNet",
+    "nnUNetTrainerMaskedImages",
     "nnUNetTrainerMultiTask",
     "nnUNetTrainerMultiTaskLKA",
     "nnUNetTrainerMultiTaskMaskedAttention",

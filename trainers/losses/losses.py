@@ -98,6 +98,31 @@ def dice_per_case_cross_entropy_loss(label_manager: LabelManager, batch_dice: bo
     return _compound_loss(label_manager, False, ddp, MemoryEfficientSoftDiceLoss, smooth=1.0)
 
 
+class MaskedImageLoss(nn.Module):
+    """Mean squared error of masked voxels, relative to the variance of each channel of each image.
+
+    1 is what the mean of the image gives. Channels of one value do not count.
+    """
+
+    def forward(self, output: torch.Tensor, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """The loss, a scalar.
+
+        Args:
+            output: (B, C, [Z,] Y, X).
+            images: the same, before they were masked.
+            masks: (B, 1, [Z,] Y, X), true where they were.
+        """
+        variance = images.var(tuple(range(2, images.ndim)), keepdim=True)
+        errors = (output.float() - images).square() / variance.clamp_min(1e-6)
+        counted = masks * (variance > 1e-6)
+        return (errors * counted).sum() / counted.sum().clamp_min(1)
+
+
+def masked_image_loss(label_manager: LabelManager, batch_dice: bool, ddp: bool) -> nn.Module:
+    """Loss of a self-supervised start; none of the arguments matters to it."""
+    return MaskedImageLoss()
+
+
 def bce_loss(label_manager: LabelManager, batch_dice: bool, ddp: bool) -> nn.Module:
     """Binary cross-entropy alone, paper 003 (RUNet); for labels as in :func:`bce_dice_loss`."""
     return _compound_loss(label_manager, batch_dice, ddp, MemoryEfficientSoftDiceLoss, weight_dice=0)

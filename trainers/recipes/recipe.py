@@ -18,6 +18,7 @@ from braintum.trainers.losses.losses import (
     bce_loss,
     dice_cross_entropy_loss,
     dice_per_case_cross_entropy_loss,
+    masked_image_loss,
     weighted_cross_entropy_tversky_loss,
 )
 from braintum.trainers.recipes.schedule import CosineDecay, Decay, ExponentialDecay, PlateauDecay, PolynomialDecay
@@ -155,6 +156,15 @@ Losses and Dice are those of cases, not of batches; a mirrored head is left-righ
 
 PRETRAINED = replace(SHORT, backbone=ParameterGroup(lr=5e-4, weight_decay=5e-2, warmup=0.03))
 """The same for networks with a pretrained backbone, which learns at half of the rate."""
+
+MASKED_IMAGES = replace(
+    SHORT,
+    segmentation_loss=SegmentationLoss(masked_image_loss),
+    num_epochs=40,
+    averaging=None,
+    augmentation=Augmentation(rotation_degrees=15, scaling=(0.9, 1.1), flips=True, flips_last_axis_only=True),
+)
+"""Filling in masked blocks: mild augmentation, as the masks change the image enough."""
 
 BRAINTUMNET = Recipe(
     optimizer=torch.optim.Adam,
