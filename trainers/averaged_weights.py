@@ -33,7 +33,9 @@ class AveragedWeights:
         self._average = [tensor.clone() for tensor in self._live()]
 
     def _live(self) -> list[torch.Tensor]:
-        return [tensor for tensor in self.network.state_dict().values() if tensor.is_floating_point()]
+        # once each: nnU-Net's blocks register a convolution under two names
+        tensors = {tensor.data_ptr(): tensor for tensor in self.network.state_dict().values()}
+        return [tensor for tensor in tensors.values() if tensor.is_floating_point()]
 
     @torch.no_grad()
     def update(self) -> None:

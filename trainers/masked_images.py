@@ -2,8 +2,8 @@
 
 The checkpoint starts a training of the same plans with nnU-Net's ``-pretrained_weights``. Block-wise masking of the
 input at this share, and a loss on the masked voxels alone, are those of SimMIM (Xie et al. 2022), which asks nothing
-of XX
-has not seen what the training is validated on.
+of the network; nnssl does the same for nnU-Net's 3-D networks. The fold's held-out cases are left out: the start must
+not have seen what the training is validated on.
 """
 
 import numpy as np

@@ -150,9 +150,10 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
         super().on_train_start()
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
-        """As stock; the training identifiers are repeated for class balance, nnU-Net draws from them."""
+        """As stock; where the recipe balances classes, training identifiers, which nnU-Net draws from, are repeated."""
         training, validation = super().get_tr_and_val_datasets()
-        training.identifiers = self.class_labels.balanced(training.identifiers)
+        if self.recipe.balances_classes:
+            training.identifiers = self.class_labels.balanced(training.identifiers)
         return training, validation
 
     # ------------------------------------------------------------------ training

@@ -50,8 +50,7 @@ def load_matching(
     """Load what fits by name and shape; the rest of the network stays as it is.
 
     A first convolution that reads another number of channels than the file's gets the average over those, scaled so
-    that equal channels give what they gave before. (Three colours to n channels by timm's rule: summed for one channel,
-    else repeated.)
+    that equal channels give what they gave before; three colours are repeated for several channels, as in timm.
 
     Args:
         network: without wrappers.
@@ -63,7 +62,8 @@ def load_matching(
     state = network.state_dict()
     # older files do not count batches, and nothing reads the count
     own = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
-    first = next((name for name, tensor in own.items() if tensor.ndim >= 4), None)
+    # nnU-Net's blocks register a convolution under two names
+    first = next((tensor.data_ptr() for tensor in own.values() if tensor.ndim >= 4), None)
     used = set()
     for name, tensor in own.items():
         source = theirs.get(like(name))
@@ -72,7 +72,7 @@ def load_matching(
             continue
         used.add(source)
         values = weights[source]
-        if name == first and values.ndim == tensor.ndim and values.shape[1] != tensor.shape[1]:
+        if tensor.data_ptr() == first and values.ndim == tensor.ndim and values.shape[1] != tensor.shape[1]:
             report.adapted.append(f"{name} from {values.shape[1]} to {tensor.shape[1]} channels")
             values = _with_channels(values, tensor.shape[1])
         if values.shape != tensor.shape:

@@ -31,3 +31,10 @@ def replace_label(path: Path, target: Path, old: int, new: int) -> None:
     image = sitk.GetImageFromArray(array)
     image.CopyInformation(sitk.ReadImage(str(path)))
     sitk.WriteImage(image, str(target), useCompression=True)
+
+
+def write_slice(array: np.ndarray, target: Path) -> None:
+    """Writes an array of shape (Y, X) as a 2-D NIfTI file whose pixels count as 1 mm."""
+    import SimpleITK as sitk  # noqa: N813
+
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(target), useCompression=True)

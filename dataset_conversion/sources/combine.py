@@ -1,7 +1,10 @@
 """One data set from several converted ones: `braintum_convert combine ID ID … -d ID`.
 
-They have to agree in what nnU-Net has one setting for: channels, file ending, reader, two or three dimensions, and
-labels apart from the ignore label. Everything else is unified:
+They have to agree in what nnU-Net has one setting for: channels, reader, two or three dimensions, and labels apart from
+the ignore label. Everything else is unified:
+
+- files: where some data sets hold pictures and others slices with a spacing, pictures become slices whose pixels count
+  as 1 mm; what a model makes of such a mixture must not depend on the spacing (`BrainTumPlannerPretrained`).
 
 - classes: all that occur, in canonical order (see `class_names`). `tumor` says less than `glioma`: where named types
   are there as well, the class of such a case is unknown, and the case trains the mask only;
@@ -23,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from braintum.conversion.building.converted_dataset import IGNORE, ConvertedDataset, read_converted
-from braintum.conversion.building.image_files import read_array, replace_label
+from braintum.conversion.building.image_files import read_array, replace_label, write_slice
 from braintum.conversion.building.inspection import (
     Inspection,
     SourceError,
@@ -47,6 +50,7 @@ KIND = "combine"
 DEFAULT_NAME = "Combined"
 DESCRIPTION = "several converted data sets with the same channels into one"
 READER = "overwrite_image_reader_writer"
+PICTURES, SLICES = ".png", ".nii.gz"
 
 
 @dataclass(frozen=True)
@@ -107,13 +111,13 @@ def combine(
         raise ValueError(f"data set {request.dataset_id} cannot be combined into itself; choose another -d")
     parts = [read_converted(request.source, dataset_id) for dataset_id in dataset_ids]
     raise_problems(_incompatibilities(parts, channel_names), request.source)
-    first = parts[0].dataset_json
     options = {
         "datasets": [part.folder.name for part in parts],
         "channel_names": list(channel_names or ()),
         "pool": pool,
     }
-    dataset = RawDataset.open(request, KIND, options, first["file_ending"])
+    ending = _common_ending(parts)
+    dataset = RawDataset.open(request, KIND, options, ending)
     schema = _unify_classes(parts)
     labels = _unify_labels(parts)
     combined = _unify_cases(parts, schema, labels.get(IGNORE), pool)
@@ -126,7 +130,7 @@ def combine(
     combined = [item for item in combined if item.case.case in useful]
     cases = [item.case for item in combined]
     ties = [[case.group for case in cases], [item.shared_patient for item in combined]]
-    if first["file_ending"] == ".png":
+    if ending == PICTURES:
         found = assign_groups(cases, [item.files[0] for item in combined], request.n_processes)
         ties.append([case.group for case in found])
     cases = join_groups(cases, *ties)
@@ -136,7 +140,7 @@ def combine(
         splits = patient_splits(cases)
     chosen = {case.case: case for case in cases}
     reports = [replace(report, case=chosen[report.case.case]) for report in reports if report.case.case in chosen]
-    unit = "px" if first["file_ending"] == ".png" else "voxels"
+    unit = "px" if ending == PICTURES else "voxels"
     table = summary_table(reports, schema.class_names if schema else (), unit)
     configuration = "2d" if parts[0].is_2d else "3d_fullres"
     result = ConversionResult(
@@ -181,11 +185,11 @@ def _incompatibilities(parts: Sequence[ConvertedDataset], channel_names: Sequenc
                 f"same, name them with --channel-names"
             )
         endings = [content["file_ending"] for content in (ours, theirs)]
-        if endings[0] != endings[1]:
+        if endings[0] != endings[1] and not (set(endings) == {PICTURES, SLICES} and first.is_2d and other.is_2d):
             problems.append(
                 f"{pair} file ending ({endings[0]} and {endings[1]}): nnU-Net reads one kind of file a data set"
             )
-        elif ours.get(READER) != theirs.get(READER):
+        elif endings[0] == endings[1] and ours.get(READER) != theirs.get(READER):
             problems.append(f"{pair} reader ({ours.get(READER)} and {theirs.get(READER)}); convert one of them again")
         elif first.is_2d != other.is_2d:
             sizes = ["slices" if part.is_2d else "volumes" for part in (first, other)]
@@ -195,6 +199,18 @@ def _incompatibilities(parts: Sequence[ConvertedDataset], channel_names: Sequenc
         if labels[0] != labels[1] or orders[0] != orders[1]:
             problems.append(f"{pair} labels ({labels[0]} and {labels[1]}); convert them with the same labels")
     return problems
+
+
+def _common_ending(parts: Sequence[ConvertedDataset]) -> str:
+    """Returns the file ending of the combined data set; pictures become slices where there are both."""
+    endings = {part.dataset_json["file_ending"] for part in parts}
+    if len(endings) == 1:
+        return str(endings.pop())
+    logger.warning(
+        "pictures without a spacing become slices whose pixels count as 1 mm: plan with BrainTumPlannerPretrained, for "
+        "which spacing does not matter"
+    )
+    return SLICES
 
 
 def _words(channels: Sequence[Sequence[str]]) -> str:
@@ -307,10 +323,18 @@ def copy_case(task: CopyTask) -> None:
     """Copies images and label map of one case; the ignore label gets its new value."""
     for path, target in zip(task.combined.files[:-1], task.targets[:-1], strict=True):
         with atomic_path(target) as partial:
-            shutil.copyfile(path, partial)
+            if path.suffix == target.suffix:
+                shutil.copyfile(path, partial)
+            else:
+                write_slice(read_array(path), partial)
     path, target = task.combined.files[-1], task.targets[-1]
     with atomic_path(target) as partial:
-        if task.combined.ignore_label in (None, task.combined.new_ignore_label):
+        if path.suffix != target.suffix:
+            labels = read_array(path)
+            if task.combined.ignore_label is not None and task.combined.new_ignore_label is not None:
+                labels = np.where(labels == task.combined.ignore_label, task.combined.new_ignore_label, labels)
+            write_slice(labels.astype(np.uint8), partial)
+        elif task.combined.ignore_label in (None, task.combined.new_ignore_label):
             shutil.copyfile(path, partial)
         else:
             replace_label(path, partial, int(task.combined.ignore_label or 0), int(task.combined.new_ignore_label or 0))
@@ -331,8 +355,9 @@ def _dataset_json(
         ),
         "description": "combined from " + ", ".join(part.folder.name for part in parts),
     }
+    endings = {part.dataset_json["file_ending"] for part in parts}
     for key in (READER, "regions_class_order"):
-        if key in first:
+        if key in first and (key != READER or len(endings) == 1):
             content[key] = first[key]
     for key in ("reference", "licence"):
         found = list(dict.fromkeys(str(part.dataset_json[key]) for part in parts if part.dataset_json.get(key)))

@@ -33,6 +33,7 @@ class Augmentation:
         rotation_degrees: angle, to either side, about each axis.
         scaling: range of the factor on lengths.
         isotropic_scaling: one factor for all axes; otherwise one each, which is a mild affine distortion.
+        spatial_probability: with which a patch is rotated, and with which it is scaled.
         crop_margin: the patch is cropped at random from one that is larger by this share. Beyond the image lie
             nnU-Net's zeros.
         flips: along each axis with probability 0.5. Without them, prediction mirrors nothing either.
@@ -49,6 +50,7 @@ class Augmentation:
     rotation_degrees: float = 0.0
     scaling: tuple[float, float] = (1.0, 1.0)
     isotropic_scaling: bool = True
+    spatial_probability: float = 1.0
     crop_margin: float = 0.0
     flips: bool = False
     flips_last_axis_only: bool = False
@@ -137,9 +139,9 @@ class Augmentation:
                 (edge - self.crop_margin * final) / 2 for edge, final in zip(initial, patch_size, strict=True)
             ],
             random_crop=self.crop_margin > 0,
-            p_rotation=1 if self.rotation_degrees else 0,
+            p_rotation=self.spatial_probability if self.rotation_degrees else 0,
             rotation=self.rotation,
-            p_scaling=0 if self.scaling == (1.0, 1.0) else 1,
+            p_scaling=0 if self.scaling == (1.0, 1.0) else self.spatial_probability,
             scaling=(1 / self.scaling[1], 1 / self.scaling[0]),  # it takes the factor on the grid
             p_synchronize_scaling_across_axes=1 if self.isotropic_scaling else 0,
             border_mode_seg="constant",

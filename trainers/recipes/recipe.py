@@ -75,6 +75,7 @@ class Recipe:
         augmentation: None for nnU-Net's.
         averaging: decay, a step, of the average of the weights that is validated and saved; None for the last weights.
         cpu_precision: of training steps on a CPU: ``float32``, ``bfloat16``, or the faster one (``auto``).
+        balances_classes: draw the cases of each class equally often; else each case.
         small_first: share of the epochs with smaller patches, and their scale; (0, 1) for none. The first epochs learn
             what can be seen in small images, at the fraction of the time.
     """
@@ -94,6 +95,7 @@ class Recipe:
     augmentation: Augmentation | None = None
     averaging: float | None = None
     cpu_precision: str = "float32"
+    balances_classes: bool = True
     small_first: tuple[float, float] = (0.0, 1.0)
 
     @property
@@ -136,15 +138,15 @@ SHORT = Recipe(
     num_epochs=60,
     averaging=0.998,
     cpu_precision="auto",
+    balances_classes=False,
     small_first=(0.5, 2 / 3),
     augmentation=Augmentation(
         rotation_degrees=30,
         scaling=(0.8, 1.25),
-        isotropic_scaling=False,
+        spatial_probability=0.7,
         crop_margin=0.15,
         flips=True,
         flips_last_axis_only=True,
-        noise_sigma=0.02,
         gamma=(0.67, 1.5),
         low_resolution=(0.5, 1.0),
     ),
