@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-TRAINED_WEIGHTS = "braintum_trained_weights"
+TRAINED_WEIGHTS = "weights_before_averaging"
 """Entry of a checkpoint: the weights that go on training; ``network_weights`` are their average."""
 
-NUM_UPDATES = "braintum_num_averaged_updates"
+NUM_UPDATES = "num_averaged_updates"
 """Entry of a checkpoint: how many steps the average has seen."""
 
 

@@ -19,7 +19,7 @@ from braintum.inference.models.model_files import checked_configuration, read_da
 from braintum.inference.ready.card import CARD_FILE, read_card
 from braintum.inference.ready.suitability import SUITABILITY_FILE, Suitability
 
-VARIABLE = "braintum_models"
+VARIABLE = "braintum_models_folder"
 """Environment variable: folder for installed models; not set: ``braintum/models`` among the user's data."""
 
 DEFAULT_MODEL = "figshare-tumour-types"

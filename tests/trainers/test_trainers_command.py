@@ -42,11 +42,12 @@ def test_a_network_of_the_plans_is_named_for_both_of_nnunet():
     assert multi_task.loss == "nnU-Net's + class cross entropy"
 
 
-def test_only_networks_of_torchvision_are_2d():
+def test_only_networks_of_other_libraries_are_2d():
     """Those refuse 3-D plans; the others take both, see the contract of all networks."""
-    of_torchvision = {each.name for each in DESCRIPTIONS if "torchvision_classifiers" in each.networks[0]}
-    assert {each.name for each in DESCRIPTIONS if each.dimensions == "2-D"} == of_torchvision
-    assert len(of_torchvision) == 4
+    modules = ("torchvision_classifiers", "timm_unet", "timm_braintumnet")
+    of_others = {each.name for each in DESCRIPTIONS if each.networks[0].split(".")[-2] in modules}
+    assert {each.name for each in DESCRIPTIONS if each.dimensions == "2-D"} == of_others
+    assert len(of_others) == 6
 
 
 def test_table(capsys: pytest.CaptureFixture[str]):
