@@ -143,6 +143,26 @@ def test_spacing_and_values_survive(raw):
         np.testing.assert_array_equal(sitk.GetArrayFromImage(new), sitk.GetArrayFromImage(old))
 
 
+def test_pictures_become_slices_beside_slices(raw, caplog):
+    run(raw, FIGSHARE, KAGGLE, channel_names=["T1"], pool=True)
+    folder = raw / NAME
+    content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    assert content["file_ending"] == ".nii.gz" and "overwrite_image_reader_writer" not in content
+    assert content["labels"] == {"background": 0, "tumour": 1, "ignore": 2}
+    assert "count as 1 mm" in caplog.text
+    picture = pixels(raw / "Dataset603_Kaggle4" / "imagesTr" / "train_glioma_Tr-gl_0000_0000.png")
+    new = sitk.ReadImage(str(folder / "imagesTr" / "train_glioma_Tr-gl_0000_0000.nii.gz"))
+    assert new.GetSpacing() == (1, 1)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(new), picture)
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "labelsTr" / "train_glioma_Tr-gl_0000.nii.gz")))
+    assert mask.shape == picture.shape and set(np.unique(mask)) == {2}
+    old = sitk.ReadImage(str(raw / "Dataset604_Figshare" / "imagesTr" / "figshare_0003_0000.nii.gz"))
+    kept = sitk.ReadImage(str(folder / "imagesTr" / "figshare_0003_0000.nii.gz"))
+    assert kept.GetSpacing() == old.GetSpacing()
+    cases = read_cases(folder / "cases.csv", content["classification"]["class_names"])
+    assert {"figshare_0003", "train_glioma_Tr-gl_0000"} <= set(cases)
+
+
 @pytest.mark.parametrize("ending", [".png", ".nii.gz"])
 def test_ignore_label_gets_one_value(raw, ending):
     if ending == ".png":
@@ -198,7 +218,7 @@ def make_volumes(raw):
 
 REFUSALS = {
     "channels": (lambda raw: (BRISC, KAGGLE), "Dataset601_BRISC and Dataset603_Kaggle4 differ in their channels"),
-    "file ending": (lambda raw: (BRISC, FIGSHARE), "differ in their file ending (.png and .nii.gz)"),
+    "file ending": (lambda raw: (BRISC, make_volumes(raw)), "differ in their file ending (.png and .nii.gz)"),
     "number": (
         lambda raw: change(raw, "Dataset603_Kaggle4", channel_names={"0": "T1", "1": "T2"}) or (BRISC, KAGGLE),
         "number of channels (T1 and T1/T2)",
@@ -243,7 +263,7 @@ def test_what_does_not_fit_is_refused_with_an_explanation(raw, reason):
 
 def test_all_differences_are_listed_at_once(raw):
     with pytest.raises(SourceError) as caught:
-        run(raw, BRISC, KAGGLE, FIGSHARE)
+        run(raw, BRISC, KAGGLE, make_volumes(raw))
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("3 problem(s)")
     assert ["channels" in line for line in lines[1:]] == [True, True, False]
