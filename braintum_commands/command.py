@@ -1,5 +1,6 @@
 """How every command runs: a supported nnU-Net, our classes registered with it, and errors as one line."""
 
+import argparse
 import gc
 import io
 import os
@@ -14,7 +15,7 @@ from braintum.commands import registration
 from braintum.commands.errors import BraintumError, BraintumWarning, CommandError
 from braintum.commands.version import check_nnunet_version
 
-__all__ = ["DEBUG_VARIABLE", "EXIT_SOME_FAILED", "CommandError", "ensure_registered", "run_command"]
+__all__ = ["DEBUG_VARIABLE", "EXIT_SOME_FAILED", "CommandError", "add_command", "ensure_registered", "run_command"]
 
 DEBUG_VARIABLE = "braintum_debug"
 """Environment variable: at 1, errors of braintum's commands come with their traceback."""
@@ -66,6 +67,17 @@ def run_command(
         return _fail("interrupted", _EXIT_INTERRUPTED)
     except (BraintumError, ValueError, OSError) as error:  # missing files and permissions are OSErrors
         return _fail(f"error: {_describe(error)}", _EXIT_FAILURE)
+
+
+def add_command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """A sub-command, with the same text in the list of commands and in its own help.
+
+    Args:
+        commands: of ``add_subparsers``.
+        name: of the sub-command.
+        text: what it does.
+    """
+    return commands.add_parser(name, help=text, description=text)
 
 
 def ensure_registered() -> None:

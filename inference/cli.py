@@ -194,7 +194,7 @@ def _print_card(name: str | None) -> int:
 def _predict_with_ready_model(args: argparse.Namespace) -> int:
     """Masks, types and pictures of one's own images."""
     from braintum.inference.ready.predict_images import CLASSES_FILE, OVERLAYS_FOLDER, summary
-    from braintum.inference.ready.use import predict_with_ready_model
+    from braintum.inference.ready_models import predict_with_ready_model
 
     model, outcome = predict_with_ready_model(
         args.i, args.o, args.model, device=args.device, mirroring=not args.disable_tta, precision=args.precision

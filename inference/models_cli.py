@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from braintum.commands.command import run_command
+from braintum.commands.command import add_command, run_command
 from braintum.commands.model_arguments import fold
 
 
@@ -17,15 +17,15 @@ def build_parser() -> argparse.ArgumentParser:
         description="Models that come trained, for braintum_predict -i IMAGES -o OUTPUT [--model NAME].",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("list", help="all of them")
-    show = commands.add_parser("show", help="the card of a model: data, licences, figures, what it is not for")
+    add_command(commands, "list", "all of them")
+    show = add_command(commands, "show", "the card of a model: data, licences, figures, what it is not for")
     show.add_argument("name", nargs="?", metavar="NAME", help="default: the model that predicts by default")
-    install = commands.add_parser("install", help="a model that somebody exported; nothing in the file is run")
+    install = add_command(commands, "install", "a model that somebody exported; nothing in the file is run")
     install.add_argument("file", type=Path, metavar="FILE.zip", help="what `export` wrote")
-    export = commands.add_parser("export", help="a model into one file")
+    export = add_command(commands, "export", "a model into one file")
     export.add_argument("name", metavar="NAME", help="of the model")
     export.add_argument("file", type=Path, metavar="FILE.zip", help="to write")
-    pack = commands.add_parser("pack", help="make a ready model of one that you trained")
+    pack = add_command(commands, "pack", "make a ready model of one that you trained")
     pack.add_argument("-m", type=Path, required=True, metavar="MODEL_FOLDER", help="with plans.json and fold_X")
     pack.add_argument("-f", type=fold, default="all", metavar="FOLD", help="default: %(default)s")
     pack.add_argument("--card", type=Path, required=True, metavar="CARD.json", help="as `show --json` prints them")
@@ -65,7 +65,7 @@ def models(argv: list[str] | None = None) -> int:
         zoo.export(zoo.ready_model(args.name), args.file)
         print(f"wrote {args.file}")
     else:
-        from braintum.inference.ready.packing import pack_trained
+        from braintum.inference.ready_models import pack_trained
 
         print(f"packed {pack_trained(args.m, args.f, args.card, args.preprocessed, args.o)}")
     return 0

@@ -100,7 +100,7 @@ class nnUNetTrainerMaskedImages(SegmentationTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Nothing: there is no mask to compare."""
         self.print_to_log_file(
-            "This training learned no masks. Start from it with: nnUNetv2_train … -pretrained_weights "
+            "This training learned no masks. Start from it with: nnUNetv2_train ... -pretrained_weights "
             f"{self.output_folder}/checkpoint_final.pth",
             also_print_to_console=True,
         )

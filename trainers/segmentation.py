@@ -490,14 +490,15 @@ class SegmentationTrainer(nnUNetTrainer):
         """
         self.wait_for_checkpoints()
         self._resumes = True
+        averages = self.recipe.averaging is not None
+        checkpoint = load_checkpoint_safely(filename_or_checkpoint) if averages else {}
+        if averages and TRAINED_WEIGHTS not in checkpoint:
+            raise ValueError(
+                f"{filename_or_checkpoint} is of a training without averaged weights, {type(self).__name__} cannot go "
+                "on with it; start from it with -pretrained_weights"
+            )
         super().load_checkpoint(filename_or_checkpoint)
         if self.averaged_weights is not None:
-            checkpoint = load_checkpoint_safely(filename_or_checkpoint)
-            if TRAINED_WEIGHTS not in checkpoint:
-                raise ValueError(
-                    f"{filename_or_checkpoint} is of a training without averaged weights, {type(self).__name__} cannot "
-                    "go on with it; start from it with -pretrained_weights"
-                )
             self.averaged_weights.restore(checkpoint)
 
     def _save_checkpoint_of_past_epoch(self, name: str) -> None:

@@ -91,6 +91,7 @@ class TimmEncoder(nn.Module):
         )
         replace_depthwise(created)
         self.backbone: Any = created
+        self._freeze_unused(input_channels)
         configuration = timm.get_pretrained_cfg(backbone)
         self.input_scale, self.input_offset = imagenet_scale_and_offset(
             *((IMAGENET_MEAN, IMAGENET_STD) if configuration is None else (configuration.mean, configuration.std))
@@ -104,6 +105,16 @@ class TimmEncoder(nn.Module):
             )
             for channels, features in zip(self.backbone.feature_info.channels(), self.output_channels, strict=True)
         )
+
+    def _freeze_unused(self, input_channels: int) -> None:
+        """Some backbones keep the layers below the last feature map that is taken; DDP wants a gradient for each."""
+        self.backbone.eval()
+        maps = self.backbone(torch.zeros(1, input_channels, *[2 * self.reductions[-1]] * 2))
+        torch.stack([features.sum() for features in maps]).sum().backward()
+        for parameter in self.backbone.parameters():
+            parameter.requires_grad_(parameter.grad is not None)
+            parameter.grad = None
+        self.backbone.train()
 
     @property
     def strides(self) -> list[list[int]]:

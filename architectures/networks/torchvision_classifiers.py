@@ -147,7 +147,11 @@ class TorchvisionClassifier(Classifier):
                 f"{type(self).__name__} needs patches of {SMALLEST_EDGE} × {SMALLEST_EDGE} pixels at least, got "
                 f"{tuple(x.shape[2:])}; raise the patch size of the plan"
             )
-        return self.encoder(standardise(x, self.input_scale, self.input_offset))
+        return self.encoder(self.standardise(x))
+
+    def standardise(self, x: torch.Tensor) -> torch.Tensor:
+        """What the encoder gets for an image (B, C, Y, X)."""
+        return standardise(x, self.input_scale, self.input_offset)
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
         """nnU-Net's memory estimate for a patch of ``input_size``: elements of all convolutions' outputs.

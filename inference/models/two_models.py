@@ -7,7 +7,12 @@ from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization impo
 
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
 
-NORMALIZATION_NAMES = {*channel_name_to_normalization_mapping, "percentile_zscore", "clahe_zscore"}
+NORMALIZATION_NAMES = {
+    *channel_name_to_normalization_mapping,
+    "percentile_zscore",
+    "clahe_zscore",
+    "percentile_rescale_to_0_1",
+}
 """Channel names that choose a normalisation and so do not say which sequence the channel is."""
 
 _NOT_OF_PREPROCESSING = {

@@ -1,7 +1,6 @@
 """Standalone classifiers: the U-Net encoder of paper 001, FT-CNN of paper 003, and networks on ImageNet features."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from torch import nn
 from torchvision import models
 
 from braintum.architectures.blocks.averaging import average_to
-from braintum.architectures.imagenet_weights import VARIABLE, find_weights, load_features
 from braintum.architectures.networks.classifiers import UNetEncoderClassifier
 from braintum.architectures.networks.joint_unet import UNet
 from braintum.architectures.networks.torchvision_classifiers import (
@@ -21,6 +19,7 @@ from braintum.architectures.networks.torchvision_classifiers import (
     ResNet50Classifier,
     TorchvisionClassifier,
 )
+from braintum.architectures.weights.catalogue import entry_of_network
 
 # two pixels an edge are left after five halvings, so that batch norm has something to average over
 PLAN = make_plan("2d-plain", (64, 64), (4, 6, 8), ((1, 1), (2, 2), (2, 2)), [(3, 3)] * 3, residual=False)
@@ -163,121 +162,55 @@ def test_features_are_fine_tuned_on_request() -> None:
 # ---------------------------------------------------------------------- ImageNet weights
 
 
-def imagenet_file(network_class: type[TorchvisionClassifier], file: Path) -> dict[str, torch.Tensor]:
-    """A file such as torchvision offers: features of an RGB image and classification layers."""
+def imagenet_weights(network_class: type[TorchvisionClassifier]) -> dict[str, torch.Tensor]:
+    """What torchvision offers: features of an RGB image and classification layers."""
     torch.manual_seed(1)
     state = {key: value.clone() for key, value in network_class.build_features().state_dict().items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({**state, "fc.weight": torch.zeros(2, 3), "aux1.fc1.bias": torch.zeros(2)}, file)
-    return state
+    return {**state, "fc.weight": torch.zeros(2, 3), "aux1.fc1.bias": torch.zeros(2)}
 
 
 @pytest.mark.parametrize("network_class", CLASSIFIERS)
-def test_weights_from_a_file(network_class: type[TorchvisionClassifier], tmp_path: Path) -> None:
-    state = imagenet_file(network_class, tmp_path / "weights.pth")
+def test_weights_of_torchvision(network_class: type[TorchvisionClassifier]) -> None:
+    weights = imagenet_weights(network_class)
     network: Any = build_network(network_class, PLAN, channels=3, num_tumour_classes=3)
     head = state_of(network.classification_head)
-    assert network.load_pretrained(tmp_path / "weights.pth") == tmp_path / "weights.pth"
-    assert network.encoder.state_dict().keys() == state.keys()
+    report = network.load_pretrained(weights)
+    assert report.unused == ["fc.weight", "aux1.fc1.bias"] and not report.missing
+    assert weights.keys() - network.encoder.state_dict().keys() == set(report.unused)
     for key, value in network.encoder.state_dict().items():
-        assert value.equal(state[key]), key
+        assert value.equal(weights[key]), key
     assert all(value.equal(head[key]) for key, value in network.classification_head.state_dict().items())
+    assert entry_of_network(network_class.pretrained_network) is not None
 
 
-def test_weights_from_torchs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
-    cached = tmp_path / "checkpoints" / "googlenet-1378be20.pth"
-    state = imagenet_file(GoogLeNetClassifier, cached)
+def test_one_channel_equals_the_grey_image_repeated() -> None:
+    weights = imagenet_weights(GoogLeNetClassifier)
+    rgb, grey = (build_network(GoogLeNetClassifier, PLAN, channels=n, num_tumour_classes=3).eval() for n in (3, 1))
+    for network in (rgb, grey):
+        network.load_pretrained(weights)
+    image = torch.randn(1, 1, 64, 64)
+    torch.testing.assert_close(grey.encoder(image), rgb.encoder(image.repeat(1, 3, 1, 1)))
+
+
+def test_names_of_old_densenet_files() -> None:
+    weights = imagenet_weights(DenseNet121Classifier)
+    old = {
+        re.sub(r"(denselayer\d+\.(?:conv|norm))([12])", r"\1.\2", key): value
+        for key, value in weights.items()
+        if "num_batches" not in key
+    }
+    assert any(".norm.1." in key for key in old)
+    network: Any = build_network(DenseNet121Classifier, PLAN, channels=3, num_tumour_classes=3)
+    assert not network.load_pretrained(old).missing
+
+
+def test_weights_of_another_network_are_refused() -> None:
     network: Any = build_network(GoogLeNetClassifier, PLAN, num_tumour_classes=3)
-    assert network.load_pretrained() == cached
-    assert network.encoder.state_dict()["conv2.conv.weight"].equal(state["conv2.conv.weight"])
-
-
-def test_random_weights_on_request() -> None:
-    network: Any = build_network(GoogLeNetClassifier, PLAN, num_tumour_classes=3)
-    before = state_of(network)
-    assert network.load_pretrained("random") is None
-    assert all(value.equal(before[key]) for key, value in network.state_dict().items())
-
-
-@pytest.mark.parametrize("requested", [None, ""])
-def test_missing_weights_are_explained(requested: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
-    with pytest.raises(ValueError) as error:
-        find_weights(FTCNN.weights_url, requested)
-    message = str(error.value)
-    assert str(tmp_path / "checkpoints" / "vgg19-dcbb9e9d.pth") in message
-    assert "Download https://download.pytorch.org/models/vgg19-dcbb9e9d.pth" in message
-    assert f"{VARIABLE}=random" in message
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_requested_file_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=f"absent.pth.*{VARIABLE}.*does not exist"):
-        find_weights(FTCNN.weights_url, str(tmp_path / "absent.pth"))
-
-
-def small_features(channels: int = 3) -> nn.ModuleDict:
-    """Two convolutions under DenseNet's names."""
-    layers = {"conv1": nn.Conv2d(channels, 4, 3), "norm2": nn.BatchNorm2d(4), "conv2": nn.Conv2d(4, 2, 3)}
-    return nn.ModuleDict({"denselayer1": nn.ModuleDict(layers)})
-
-
-def test_one_channel_equals_the_grey_image_repeated(tmp_path: Path) -> None:
-    torch.save(small_features().state_dict(), tmp_path / "rgb.pth")
-    rgb, grey = small_features(), small_features(channels=1)
-    for features in (rgb, grey):
-        load_features(features, tmp_path / "rgb.pth")
-    image = torch.randn(2, 1, 5, 5)
-    torch.testing.assert_close(
-        grey["denselayer1"]["conv1"](image), rgb["denselayer1"]["conv1"](image.repeat(1, 3, 1, 1))
-    )
-
-
-def test_four_equal_channels_equal_three_equal_colours(tmp_path: Path) -> None:
-    torch.save(small_features().state_dict(), tmp_path / "rgb.pth")
-    rgb, modalities = small_features(), small_features(channels=4)
-    for features in (rgb, modalities):
-        load_features(features, tmp_path / "rgb.pth")
-    image = torch.randn(2, 1, 5, 5)
-    torch.testing.assert_close(
-        modalities["denselayer1"]["conv1"](image.repeat(1, 4, 1, 1)),
-        rgb["denselayer1"]["conv1"](image.repeat(1, 3, 1, 1)),
-    )
-
-
-def test_names_of_old_densenet_files(tmp_path: Path) -> None:
-    state = small_features().state_dict()
-    old = {re.sub(r"(conv|norm)([12])", r"\1.\2", key): value for key, value in state.items() if "num_b" not in key}
-    assert "denselayer1.norm.2.running_mean" in old
-    torch.save(old, tmp_path / "old.pth")
-    features = small_features()
-    load_features(features, tmp_path / "old.pth")
-    assert all(value.equal(state[key]) for key, value in features.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"denselayer1.conv1.weight": torch.zeros(4, 3, 3, 3)}, "denselayer1.conv1.bias and 6 others are missing"),
-        ({**small_features().state_dict(), "denselayer1.conv2.weight": torch.zeros(2, 4, 1, 1)}, "has the shape"),
-        ([torch.zeros(2)], "holds a list, not a state dict"),
-        (nn.Linear(2, 2), "cannot be read as a state dict"),  # weights_only refuses pickled classes
-    ],
-)
-def test_wrong_files_are_refused(content: Any, message: str, tmp_path: Path) -> None:
-    torch.save(content, tmp_path / "wrong.pth")
-    features = small_features()
-    before = state_of(features)
-    with pytest.raises(ValueError, match=f"wrong.pth.*{message}"):
-        load_features(features, tmp_path / "wrong.pth")
-    assert all(value.equal(before[key]) for key, value in features.state_dict().items())
-
-
-def test_damaged_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "damaged.pth").write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(ValueError, match="damaged.pth cannot be read"):
-        load_features(small_features(), tmp_path / "damaged.pth")
+    with pytest.raises(ValueError, match="not the weights of googlenet: .* others are not loaded"):
+        network.load_pretrained(imagenet_weights(FTCNN))
+    wrong = {**imagenet_weights(GoogLeNetClassifier), "conv2.conv.weight": torch.zeros(2, 4, 1, 1)}
+    with pytest.raises(ValueError, match="conv2.conv.weight and 0 others are not loaded, its shape is"):
+        network.load_pretrained(wrong)
 
 
 # ---------------------------------------------------------------------- input and features

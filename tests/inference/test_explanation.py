@@ -40,7 +40,7 @@ CLASSIFYING = [
     name
     for name in registered.__all__
     if name not in ("nnUNetTrainerUNet", "nnUNetTrainerAttentionUNet", "nnUNetTrainerResidualUNet")
-    and name != "nnUNetTrainerResSELKA"
+    and name not in ("nnUNetTrainerResSELKA", "nnUNetTrainerMaskedImages")
 ]
 
 

@@ -105,7 +105,7 @@ ARCHITECTURE = "configurations/2d/architecture"
             "no network and no",
         ),
         (f"{ARCHITECTURE}/network_class_name", "braintum.architectures.no.Network", "no network and no"),
-        (f"{ARCHITECTURE}/network_class_name", "architectures.imagenet_weights.os.system", "there is no such class"),
+        (f"{ARCHITECTURE}/network_class_name", "architectures.weights.store.os.system", "there is no such class"),
         (f"{ARCHITECTURE}/network_class_name", "os.system('ls')", "does not match"),
         (f"{ARCHITECTURE}/arch_kwargs/conv_op", "subprocess.Popen", "names 'subprocess.Popen'"),
         (f"{ARCHITECTURE}/arch_kwargs/conv_op", "torch.nn.functional.conv2d", "no network and no layer"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from braintum.architectures.weights import catalogue, store
-from braintum.architectures.weights_cli import weights as command
+from braintum.trainers.weights_cli import weights as command
 
 STATE = {"conv.weight": torch.arange(6.0).reshape(2, 3), "conv.bias": torch.zeros(2)}
 

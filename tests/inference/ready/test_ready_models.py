@@ -20,8 +20,8 @@ from braintum.inference.models_cli import models as command
 from braintum.inference.ready import zoo
 from braintum.inference.ready.card import card_text
 from braintum.inference.ready.own_images import find_images, read_image
-from braintum.inference.ready.packing import pack_trained
 from braintum.inference.ready.suitability import Suitability, plain_warnings
+from braintum.inference.ready_models import pack_trained
 
 CARD = {
     "name": "tiny-model",

