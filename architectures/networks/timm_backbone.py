@@ -63,7 +63,7 @@ class TimmEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if any(len(step) != 2 for step in strides):
-            raise NotImplementedError(f"{backbone} takes 2-D images; train it with a 2d configuration")
+            raise NotImplementedError(f"{backbone} sees 2-D images; train it with a 2d configuration")
         self.backbone_name = backbone
         if backbone not in timm.list_models():
             raise ValueError(f"timm {timm.__version__} has no model {backbone!r}; timm.list_models() names them")

@@ -74,7 +74,7 @@ def test_backbone_that_does_not_fit(backbone: str, changes: dict[str, Any], faul
 
 
 def test_3d_plan_is_refused() -> None:
-    with pytest.raises(NotImplementedError, match="2-D images"):
+    with pytest.raises(NotImplementedError, match="sees 2-D images"):
         TimmEncoder("resnet18", 1, [8, 8], [[1, 1, 1], [2, 2, 2]], None, None)
 
 
