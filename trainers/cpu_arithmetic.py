@@ -9,7 +9,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ class CpuArithmetic:
     bfloat16: bool = False
     channels_last: bool = False
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> Any:
         """Context of the forward pass."""
         return torch.autocast("cpu", dtype=torch.bfloat16) if self.bfloat16 else nullcontext()
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -178,7 +178,7 @@ class SegmentationTrainer(nnUNetTrainer):
         self.cpu_arithmetic.prepare(self.bare_network)
         self.print_to_log_file(f"Steps are computed in {self.cpu_arithmetic}")
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> Any:
         """Context of a forward pass: nnU-Net's on a CUDA device, on a CPU what was chosen when training began."""
         if self.device.type == "cuda":
             return torch.autocast("cuda")
@@ -469,7 +469,7 @@ class SegmentationTrainer(nnUNetTrainer):
             NUM_UPDATES: self.averaged_weights.num_updates,
         }
 
-    def weights_to_keep(self) -> AbstractContextManager[None]:
+    def weights_to_keep(self) -> Any:
         """Within it, the network has the weights that predict: their average where the recipe has one."""
         return nullcontext() if self.averaged_weights is None else self.averaged_weights.in_network()
 
