@@ -37,10 +37,15 @@ from braintum.inference.prediction.preprocessing import ModelDescription, prepro
 from braintum.inference.prediction.read_ahead import ReadAhead, fault_of
 from braintum.inference.results.calibration import calibrated_result, is_calibrated_with
 from braintum.inference.results.patients import PATIENTS_FILE, merge_patients, read_patients
-from braintum.inference.results.results import CASE_FILES, case_result, merge_case_results, tumour_volume_in_file
+from braintum.inference.results.results import (
+    CASE_FILES,
+    CLASSES_FILE,
+    CLASSES_FOLDER,
+    case_result,
+    merge_case_results,
+    tumour_volume_in_file,
+)
 
-CLASSES_FOLDER = "classes"
-CLASSES_FILE = "classes.csv"
 _MOST_READERS = 8
 _ABANDONED_SECONDS = 3600  # a temporary file that is older belongs to no running process
 

@@ -51,16 +51,10 @@ class nnUNetTrainerMaskedImages(SegmentationTrainer):
         )
     )
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's own signature, which it reads back
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def initialize(self) -> None:
+        """As stock, with patches from anywhere in the image."""
         self.oversample_foreground_percent = 0.0
+        super().initialize()
 
     def _reconstruction(self, batch: dict) -> torch.Tensor:
         images = self.shrunk(batch)["data"].to(self.device, non_blocking=True)

@@ -31,7 +31,7 @@ from braintum.trainers.classes.progress import MultiTaskLogger
 from braintum.trainers.classes.validation_results import write_validation_results
 from braintum.trainers.losses.task_balancing import LOG_VARIANCES, UncertaintyWeighting, build_balancing
 from braintum.trainers.networks import multi_task_network
-from braintum.trainers.recipes.recipe import MULTI_TASK, SHORT, ParameterGroup
+from braintum.trainers.recipes.recipe import MULTI_TASK, SHORT, ParameterGroup, split_off
 from braintum.trainers.segmentation import SegmentationTrainer
 
 
@@ -99,9 +99,7 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
         ((body, settings),) = super().parameter_groups()
         groups = [(body, settings)]
         if self.recipe.head is not None:
-            head = list(self.bare_network.classification_head.parameters())
-            head_ids = {id(parameter) for parameter in head}
-            body = [parameter for parameter in body if id(parameter) not in head_ids]
+            body, head = split_off(body, self.bare_network.classification_head)
             groups = [(body, settings), (head, self.recipe.head)]
         if learned := list(self.balancing.parameters()):
             groups.append((learned, ParameterGroup(lr=settings.lr)))

@@ -11,7 +11,7 @@ from braintum.architectures.weights.partial_loading import LoadReport
 from braintum.architectures.weights.store import VARIABLE, InstalledWeights, find, read_weights
 from braintum.trainers.multi_task import nnUNetTrainerMultiTask
 from braintum.trainers.networks import import_class, multi_task_network
-from braintum.trainers.recipes.recipe import PRETRAINED, ParameterGroup
+from braintum.trainers.recipes.recipe import PRETRAINED, ParameterGroup, split_off
 from braintum.trainers.segmentation import SegmentationTrainer
 
 PREFIX = "nnUNetTrainerPretrained_"
@@ -66,9 +66,7 @@ class PretrainedBackboneTrainer(StartsFromPretrained, nnUNetTrainerMultiTask):
         (body, settings), *others = super().parameter_groups()
         if self.recipe.backbone is None:
             return [(body, settings), *others]
-        backbone = list(self.bare_network.encoder.backbone.parameters())
-        ids = {id(parameter) for parameter in backbone}
-        rest = [parameter for parameter in body if id(parameter) not in ids]
+        rest, backbone = split_off(body, self.bare_network.encoder.backbone)
         return [(rest, settings), (backbone, self.recipe.backbone), *others]
 
 

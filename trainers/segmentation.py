@@ -167,10 +167,11 @@ class SegmentationTrainer(nnUNetTrainer):
         precision = self.settings.precision or self.recipe.cpu_precision
         if self.device.type != "cpu" or precision == "float32":
             return
+        is_2d = len(self.configuration_manager.patch_size) == 2
         if precision == "bfloat16":
-            self.cpu_arithmetic = CpuArithmetic(True, len(self.configuration_manager.patch_size) == 2)
+            self.cpu_arithmetic = CpuArithmetic(True, is_2d)
         elif self.seed is not None:
-            self.cpu_arithmetic = without_measuring(len(self.configuration_manager.patch_size) == 2)
+            self.cpu_arithmetic = without_measuring(is_2d)
         else:
             channels = next(self.bare_network.parameters()).shape[1]
             shape = self.configuration_manager.batch_size, channels, *self.configuration_manager.patch_size

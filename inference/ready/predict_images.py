@@ -24,10 +24,8 @@ from braintum.inference.ready.overlay import write_overlay
 from braintum.inference.ready.own_images import OwnImage, find_images, read_image
 from braintum.inference.ready.suitability import Suitability, feature_warning, plain_warnings
 from braintum.inference.results.calibration import calibrated_result
-from braintum.inference.results.results import case_result, merge_case_results
+from braintum.inference.results.results import CLASSES_FILE, CLASSES_FOLDER, case_result, merge_case_results
 
-CLASSES_FOLDER = "classes"
-CLASSES_FILE = "classes.csv"
 OVERLAYS_FOLDER = "overlays"
 
 _MM3_IN_ML = 1000

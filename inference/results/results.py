@@ -16,6 +16,8 @@ from braintum.conversion.files.json_files import read_json_object
 from braintum.conversion.format.cases import ClassSchema
 from braintum.inference.prediction.class_evidence import ClassVerdict
 
+CLASSES_FOLDER = "classes"
+CLASSES_FILE = "classes.csv"
 CASE_FILES = "[!.]*.json"  # what is being written, or was when a process was killed, begins with a dot
 UNCERTAINTIES = ("predictive_entropy", "mutual_information")
 

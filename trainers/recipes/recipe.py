@@ -4,7 +4,7 @@ Batch size, patch size and normalisation are the plan's, iterations an epoch (25
 (at 12) nnU-Net's. Where a paper leaves something open, the docstring of its recipe says what was settled.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,6 +53,13 @@ class ParameterGroup:
     lr: float
     weight_decay: float = 0.0
     warmup: float = 0.0
+
+
+def split_off(parameters: Sequence[nn.Parameter], part: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters without those of a part of the network, and the part's."""
+    own = list(part.parameters())
+    ids = {id(parameter) for parameter in own}
+    return [parameter for parameter in parameters if id(parameter) not in ids], own
 
 
 @dataclass(frozen=True)
