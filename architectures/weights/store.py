@@ -106,7 +106,7 @@ def find(requested: str | Path | None, network: str) -> InstalledWeights | None:
         file = Path(requested)
         if file.is_file():
             entry = next((entry for entry in CATALOGUE if entry.file_name == file.name), None)
-            return InstalledWeights(file.stem, entry.network if entry else "", "", str(file), "", file)
+            return _of_catalogue(entry, file) if entry else InstalledWeights(file.stem, "", "", str(file), "", file)
         if (match := next((weights for weights in have if weights.name == str(requested)), None)) is not None:
             return match
         names = ", ".join(weights.name for weights in have) or "nothing"

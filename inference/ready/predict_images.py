@@ -86,7 +86,7 @@ def predict_images(
     calibration = Calibration.from_dataset_json(predictor.dataset_json)
     network = predictor.network
     network.load_state_dict(predictor.list_of_parameters[0])
-    network.eval()
+    network.to(predictor.device).eval()
     outcome = PredictedImages(failed=failed)
     pending: dict[str, _Pending] = {}
 

@@ -101,7 +101,7 @@ def deepest_features(network: Any, batches: Iterable[torch.Tensor]) -> np.ndarra
         network: with ``encoder``, in evaluation mode.
         batches: preprocessed slices (B, C, Y, X), whose edges the network's strides divide.
     """
-    return np.concatenate([network.encoder(batch)[-1].float().mean((2, 3)).numpy() for batch in batches])
+    return np.concatenate([network.encoder(batch)[-1].float().mean((2, 3)).cpu().numpy() for batch in batches])
 
 
 def plain_warnings(image: OwnImage) -> list[str]:

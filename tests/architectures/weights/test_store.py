@@ -127,6 +127,14 @@ def test_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         store.install("other-weights")
 
 
+def test_file_of_the_catalogue_by_its_path_is_known(tmp_path: Path) -> None:
+    """So that its tensors are told by their order where its names are others."""
+    file = tmp_path / "packed-1.pth"
+    file.write_bytes(WEIGHTS)
+    found = store.find(file, "whatever")
+    assert found is not None and (found.name, found.network, found.file) == ("packed", "net_a", file)
+
+
 def test_any_file_under_a_name(tmp_path: Path) -> None:
     file = tmp_path / "mine.pth"
     torch.save({"network_weights": STATE, "current_epoch": 3}, file)
