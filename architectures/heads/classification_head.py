@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from braintum.architectures.blocks.averaging import average_to
+from braintum.architectures.blocks.dense_gradients import with_dense_gradient
 
 
 def tumour_probability(segmentation_logits: torch.Tensor, sigmoid_segmentation: bool) -> torch.Tensor:
@@ -134,7 +135,7 @@ class TumourWeightedClassificationHead(nn.Module):
         tumour = tumour_probability(segmentation_logits, self.sigmoid_segmentation)
         pooled = []
         for features, project in zip(skips[-self.num_stages :], self.seg_layers["project"], strict=True):
-            projected = project(features).float()
+            projected = with_dense_gradient(project(features)).float()
             tumour = average_to(tumour, projected.shape[2:])  # from stage to stage, so that it is cheap
             weight = (tumour + self.background_weight).flatten(2)  # (B, 1, N)
             projected = projected.flatten(2)  # (B, F, N)

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from braintum.architectures.blocks.dense_gradients import with_dense_gradient
 from braintum.architectures.blocks.depthwise import replace_depthwise
 from braintum.architectures.feature_maps import convolution_elements
 from braintum.architectures.standardisation import IMAGENET_MEAN, IMAGENET_STD, imagenet_scale_and_offset, standardise
@@ -124,7 +125,7 @@ class TimmEncoder(nn.Module):
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Feature maps, highest resolution first, of images (B, C, Y, X)."""
         features = self.backbone(standardise(x, self.input_scale, self.input_offset))
-        return [project(maps) for project, maps in zip(self.projections, features, strict=True)]
+        return [with_dense_gradient(project(maps)) for project, maps in zip(self.projections, features, strict=True)]
 
 
 class OnTimmBackbone(nn.Module):
