@@ -7,6 +7,7 @@ r"""Tables of held-out cases that stay in the repository, and the figures of all
 ``keep`` leaves of a table of cases what the figures need: fold, true and predicted class, probabilities, Dice and HD95.
 ``table`` prints the figures of all its files together, with 95 % intervals of a bootstrap over the folds' cases in
 clusters: the patient where the table names one, else the fold. With five folds such an interval is wide, and says so.
+The calibrated error is that of probabilities at a temperature fitted on the other folds, as braintum_calibrate does.
 """
 
 import argparse
@@ -20,6 +21,8 @@ import numpy as np
 from tabulate import tabulate
 
 from braintum.conversion.files.atomic import atomic_path
+from braintum.conversion.format.calibration import at_temperature
+from braintum.evaluation.calibration.temperature import fit_temperature
 from braintum.evaluation.metrics.classification_metrics import classification_metrics
 from braintum.evaluation.metrics.statistics import cluster_bootstrap
 
@@ -41,7 +44,7 @@ def keep(source: Path, target: Path) -> None:
         writer.writerow([*plain, *METRICS])
         for row in rows:
             figures = [f"{float(value):.4g}" if (value := row[f"{label}: {metric}"]) else "" for metric in METRICS]
-            numbers = [f"{float(row[n]):.4f}" if n.startswith("probability_") else row[n] for n in plain]
+            numbers = [f"{float(row[n]):.4g}" if n.startswith("probability_") else row[n] for n in plain]
             writer.writerow([*numbers, *figures])
 
 
@@ -60,6 +63,7 @@ def figures(rows: Sequence[dict[str, str]], names: Sequence[str], weights: np.nd
         "macro F1": found["macro_f1"],
         "macro AUC": found["macro_auc"],
         "calibration error": found["calibration_error"],
+        **calibrated_error(rows, names, true, predicted, probabilities, weights),
         "Dice": _mean(dice, weights),
         "HD95 where both have a tumour": _mean(distance, weights),
         f"missed (Dice below {MISSED})": _mean((dice < MISSED).astype(float), weights),
@@ -69,6 +73,26 @@ def figures(rows: Sequence[dict[str, str]], names: Sequence[str], weights: np.nd
         classes[f"{name}: sensitivity"] = found["per_class"][name]["sensitivity"]
         classes[f"{name}: Dice"] = _mean(dice, own)
     return classes
+
+
+def calibrated_error(
+    rows: Sequence[dict[str, str]],
+    names: Sequence[str],
+    true: np.ndarray,
+    predicted: np.ndarray,
+    probabilities: np.ndarray,
+    weights: np.ndarray,
+) -> dict[str, float]:
+    """Of probabilities at the temperature of the other folds; nothing for a single fold."""
+    folds = np.array([row["fold"] for row in rows])
+    if len(set(folds)) == 1:
+        return {}
+    scaled = np.empty_like(probabilities)
+    for fold in set(folds):
+        own = folds == fold
+        scaled[own] = at_temperature(probabilities[own], fit_temperature(probabilities[~own], true[~own]))
+    error = classification_metrics(true, predicted, names, scaled, weights)["calibration_error"]
+    return {"calibration error, calibrated": error}
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> float:
