@@ -20,6 +20,7 @@ from braintum.inference.prediction.class_evidence import ClassVerdict, aggregate
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.memory_budget import available_cores
 from braintum.inference.prediction.precision import Precision
+from braintum.inference.ready.expected_dice import at_best_expected_dice
 from braintum.inference.ready.overlay import write_overlay
 from braintum.inference.ready.own_images import OwnImage, find_images, read_image
 from braintum.inference.ready.suitability import Suitability, feature_warning, plain_warnings
@@ -149,16 +150,20 @@ def _write(
     target: Path,
 ) -> dict[str, Any]:
     """Write all files of an image; its JSON comes last."""
-    image = pending.image
+    image, schema = pending.image, predictor.class_schema
+    labels = predictor.plans_manager.get_label_manager(predictor.dataset_json)
+    sees_tumour = schema.class_names[int(verdict.probabilities.argmax())] != schema.negative_class
+    if sees_tumour and labels.num_segmentation_heads == 2 and not labels.has_regions:
+        logits = at_best_expected_dice(logits)
     mask = convert_predicted_logits_to_segmentation_with_correct_shape(
         logits,
         predictor.plans_manager,
         predictor.configuration_manager,
-        predictor.plans_manager.get_label_manager(predictor.dataset_json),
+        labels,
         pending.properties,
         num_threads_torch=available_cores(),
     )
-    result = case_result(image.name, verdict, predictor.class_schema, _volume(mask, image))
+    result = case_result(image.name, verdict, schema, _volume(mask, image))
     if calibration is not None:
         result = calibrated_result(result, calibration)
     result["warnings"] = pending.warnings
