@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
 from braintum.conversion.files.atomic import write_json_atomic
+from braintum.conversion.files.orientation import ORIENTATIONS_ENTRY
 from braintum.conversion.files.parallel import run_cases
 from braintum.conversion.format.cases import CASES_FILE, ClassSchema, read_cases
 from braintum.planner.fingerprint.case_fingerprint import COMPACT_TYPES, CaseFiles, CaseFingerprint, analyse_case
@@ -210,6 +212,7 @@ def _geometry(cases: Sequence[CaseFingerprint]) -> dict[str, Any]:
         "shape": _per_axis(shapes),
         "different_shapes": len({case.shape for case in cases}),
         "different_spacings": len({tuple(np.round(case.spacing, 4)) for case in cases}),
+        ORIENTATIONS_ENTRY: dict(Counter(case.orientation for case in cases if case.orientation).most_common()),
         "anisotropy": quantiles((spacings[:, 1:] if is_2d else spacings).max(1) / spacings[:, 1:].min(1)),
     }
 

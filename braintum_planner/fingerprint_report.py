@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from braintum.conversion.files.orientation import ORIENTATIONS_ENTRY
 from braintum.planner.fingerprint.tumour_fingerprint import UNKNOWN_CLASS
 from braintum.planner.fingerprint_extractors import FINGERPRINT_ENTRY
 from braintum.planner.planning.decisions import DECISIONS_ENTRY
@@ -61,6 +62,12 @@ def warnings(entry: Mapping[str, Any]) -> list[str]:
                 f"class {name} has one patient: no split by patients can both train on it and validate it; add "
                 "patients or leave the class out"
             )
+    if len(orientations := entry.get(ORIENTATIONS_ENTRY, {})) > 1:
+        listed = ", ".join(f"{name} {count}" for name, count in orientations.items())
+        found.append(
+            f"volumes are stored in different orientations ({listed}), and nnU-Net's reader leaves them so: set "
+            '"overwrite_image_reader_writer": "SimpleITKIOWithReorient" in dataset.json, and begin again'
+        )
     for channel in entry["channels"]:
         if channel["missing_images"]:
             named = ", ".join(channel["missing_in"]) + (

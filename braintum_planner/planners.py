@@ -22,6 +22,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from braintum.architectures.input_channels import NEIGHBOURING_SLICES
 from braintum.commands.version import __version__
 from braintum.conversion.files.atomic import copy_atomic
+from braintum.conversion.files.orientation import ORIENTATIONS_ENTRY
 from braintum.conversion.format.cases import CASES_FILE, ClassSchema, classification_entry, read_cases
 from braintum.planner.fingerprint_extractors import FINGERPRINT_ENTRY
 from braintum.planner.planning.atomic_planner import AtomicResEncUNetPlanner
@@ -355,6 +356,8 @@ class BrainTumPlanner(AtomicResEncUNetPlanner):
         """
         check_plans_are_of(type(self).__name__, self.preprocessed_dataset_folder / f"{self.plans_identifier}.json")
         plans["braintum_version"] = __version__
+        if orientations := self.dataset_fingerprint.get(FINGERPRINT_ENTRY, {}).get(ORIENTATIONS_ENTRY):
+            plans[ORIENTATIONS_ENTRY] = orientations
         plans[DECISIONS_ENTRY] = {
             "data": self._data_decisions(plans),
             **{

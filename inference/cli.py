@@ -141,6 +141,7 @@ def predict(argv: list[str] | None = None) -> int:
     }
 
     from braintum.inference.api import load_predictor, predict_folder
+    from braintum.inference.models.volume_orientation import orientation_warning
     from braintum.inference.predict_folder import CLASSES_FILE
     from braintum.inference.results.patients import PATIENTS_FILE
 
@@ -154,6 +155,8 @@ def predict(argv: list[str] | None = None) -> int:
     model = load_predictor(folder, folds=args.f, checkpoint=args.chk, classes=class_model is None, **loading)
     if args.onnx and len(model.configuration_manager.patch_size) == 3:
         print("warning: in 3-D, torch takes less time than onnxruntime; leave --onnx away", file=sys.stderr)
+    if (warning := orientation_warning(model.plans_manager)) is not None:
+        print(f"warning: {warning}", file=sys.stderr)
     outcome = predict_folder(
         args.i,
         args.o,

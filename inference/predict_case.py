@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 
 from braintum.conversion.format.calibration import Calibration
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
+from braintum.inference.models.volume_orientation import turned_back
 from braintum.inference.prediction.case_streams import fault_of_answer, one_thread, predict_stream
 from braintum.inference.prediction.class_evidence import AggregationMode, aggregate
 from braintum.inference.prediction.joint_predictor import JointPredictor
@@ -122,13 +124,12 @@ def predict_case(
 
     Raises:
         ValueError: the image cannot be read, or is not what the model takes; or the network's answer is NaN.
-        NotImplementedError: the model turns images while it reads them.
+        NotImplementedError: the model's reader is nnU-Net's NibabelIOWithReorient.
     """
     class_predictor, models = with_class_predictor(predictor, class_predictor)
     model, schema = models[0], class_predictor.class_schema
-    reader = model.plans_manager.image_reader_writer_class.__name__
-    if reader.endswith("WithReorient"):
-        raise NotImplementedError(f"{reader} of this model turns images while it reads them; predict a folder of files")
+    if issubclass(model.plans_manager.image_reader_writer_class, NibabelIOWithReorient):
+        raise NotImplementedError("NibabelIOWithReorient of this model turns images; predict a folder of files")
     arrays = [
         preprocess_array(image, spacing, each) if isinstance(image, np.ndarray) else preprocess_case(image, each)
         for each in models
@@ -155,6 +156,9 @@ def predict_case(
     if calibration is not None:
         result = calibrated_result(result, calibration)
     grid = image_spacing(properties, model)
+    (mask, *turned), turned_grid = turned_back([mask, *(() if probabilities is None else probabilities)], properties)
+    if turned_grid is not None:
+        grid, probabilities = turned_grid, None if probabilities is None else np.stack(turned)
     if grid is None or len(grid) == 2:
         mask, probabilities = mask[0], None if probabilities is None else probabilities[:, 0]
     return Prediction(

@@ -7,6 +7,7 @@ import numpy as np
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
+from braintum.conversion.files.orientation import orientation_of
 from braintum.planner.fingerprint.intensity_fingerprint import ChannelStatistics, channel_statistics
 from braintum.planner.fingerprint.tumour_fingerprint import TumourStatistics, tumour_statistics
 
@@ -48,6 +49,8 @@ class CaseFingerprint:
             type where it holds them exactly, since processes hand them over.
         channels: intensities of each channel.
         tumour: the label map.
+        orientation: of the array, as nnU-Net's reader gives it; see
+            :func:`braintum.conversion.files.orientation.orientation_of`.
     """
 
     spacing: tuple[float, ...]
@@ -56,6 +59,7 @@ class CaseFingerprint:
     foreground_samples: tuple[np.ndarray, ...]
     channels: tuple[ChannelStatistics, ...]
     tumour: TumourStatistics
+    orientation: str
 
 
 def analyse_case(files: CaseFiles) -> CaseFingerprint:
@@ -85,6 +89,7 @@ def analyse_case(files: CaseFiles) -> CaseFingerprint:
         foreground_samples=tuple(_compact(np.asarray(sample, images.dtype)) for sample in samples),
         channels=tuple(channel_statistics(channel, files.num_samples) for channel in images),
         tumour=tumour_statistics(segmentation, spacing, files.ignore_label),
+        orientation=orientation_of(properties),
     )
 
 

@@ -202,6 +202,16 @@ def add_slice_arguments(parser: argparse.ArgumentParser, default: str = "tumour"
     )
 
 
+def add_orientation_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the option of volumes that are read as they are stored."""
+    parser.add_argument(
+        "--keep-orientation",
+        action="store_true",
+        help="volumes: let nnU-Net read each as its file stores it; by default all are turned alike while they are "
+        "read, and predicted masks are turned back",
+    )
+
+
 def slice_choice(slices: str | None, slice_margin: int, healthy_slices: int) -> SliceChoice | None:
     """Returns what the options of `add_slice_arguments` choose; None for volumes.
 

@@ -6,7 +6,7 @@ the checks to the written data set is `convert_volumes`.
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -93,6 +93,7 @@ class Target:
             voxels or pixels, and `cases.csv` has no spacing.
         file_ending: `.nii.gz`, or `.png` for slices of unknown spacing with 8 bits.
         slice_classes: class of slices with and of slices without tumour; None leaves them their volume's class.
+        keep_orientation: nnU-Net reads volumes as their files store them; else in one orientation, whatever that is.
     """
 
     labels: Mapping[str, Any]
@@ -102,6 +103,14 @@ class Target:
     spacing_known: bool = True
     file_ending: str = ".nii.gz"
     slice_classes: tuple[str, str] | None = None
+    keep_orientation: bool = False
+
+    @property
+    def reader(self) -> str:
+        """nnU-Net's reader of the files. What it turns while reading, it turns back in the masks that it writes."""
+        if self.file_ending == ".png":
+            return "NaturalImage2DIO"
+        return "SimpleITKIO" if self.slices is not None or self.keep_orientation else "SimpleITKIOWithReorient"
 
     @property
     def unit(self) -> str:
@@ -219,7 +228,7 @@ def convert_volumes(
         "name": request.dataset_name,
         "channel_names": {str(number): name for number, name in enumerate(target.channel_names)},
         "labels": dict(target.labels),
-        "overwrite_image_reader_writer": "NaturalImage2DIO" if target.file_ending == ".png" else "SimpleITKIO",
+        "overwrite_image_reader_writer": target.reader,
         **dataset_json,
     }
     if remarks:
@@ -247,7 +256,8 @@ def inspect_volume(source: VolumeSource, target: Target) -> VolumeInspection:
         remarks.append(NO_TUMOUR)
     if target.slices is None:
         image = loaded.channels[0]
-        case = _with_spacing(source.case, target, image.GetSpacing())
+        plane = choose_plane(to_anatomical(image[:1, :1, :1]))  # that it was acquired in: its header tells
+        case = _with_spacing(replace(source.case, plane=plane), target, image.GetSpacing())
         voxel = float(np.prod(image.GetSpacing())) / 1000 if target.spacing_known else 1.0
         report = CaseReport(case, image.GetSize(), _size(loaded.mask, voxel))
         return VolumeInspection((report,), (None,), tuple(remarks))
@@ -265,17 +275,17 @@ def _slice_report(
 ) -> CaseReport:
     mask = None if sliced.mask is None else sliced.mask[number]
     shown, source = slice_files[number] if slice_files else (number, volume.source)
-    values = {**vars(volume), "case": f"{volume.case}_{shown:03d}", "plane": sliced.plane, "source": source}
+    case = replace(volume, case=f"{volume.case}_{shown:03d}", plane=sliced.plane, source=source)
     if target.slice_classes is not None and mask is not None:
-        values["tumour_class"] = target.slice_classes[0 if mask.any() else 1]
-    case = _with_spacing(Case(**values), target, sliced.spacing)
+        case = replace(case, tumour_class=target.slice_classes[0 if mask.any() else 1])
+    case = _with_spacing(case, target, sliced.spacing)
     rows, columns = sliced.channels[0].shape[1:]
     pixel = float(np.prod(sliced.spacing)) if target.spacing_known else 1.0
     return CaseReport(case, (columns, rows), _size(mask, pixel))
 
 
 def _with_spacing(case: Case, target: Target, spacing: Sequence[float]) -> Case:
-    return Case(**{**vars(case), "spacing": spacing_text(spacing) if target.spacing_known else ""})
+    return replace(case, spacing=spacing_text(spacing) if target.spacing_known else "")
 
 
 def _size(mask: np.ndarray | None, unit: float) -> float | None:

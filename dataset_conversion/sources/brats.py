@@ -31,7 +31,7 @@ import numpy as np
 
 from braintum.conversion.building.inspection import nothing_found
 from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
-from braintum.conversion.building.slices import add_slice_arguments, slice_choice
+from braintum.conversion.building.slices import add_orientation_argument, add_slice_arguments, slice_choice
 from braintum.conversion.building.source_tables import read_rows
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
 from braintum.conversion.files.volumes import VolumeError, read_case
@@ -141,6 +141,7 @@ def _look_up(array: np.ndarray, table: Mapping[int, int]) -> np.ndarray:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this source's own options."""
     add_slice_arguments(parser)
+    add_orientation_argument(parser)
     parser.add_argument(
         "--regions",
         action="store_true",
@@ -161,6 +162,7 @@ def convert(
     healthy_slices: int = 0,
     regions: bool = False,
     unlabelled: str = "test",
+    keep_orientation: bool = False,
 ) -> ConversionResult:
     """Converts the data set to NIfTI in nnU-Net's raw layout, or only checks it (`request.dry_run`).
 
@@ -171,6 +173,7 @@ def convert(
         healthy_slices: with `tumour`: slices without tumour, of each case.
         regions: region-based labels.
         unlabelled: `test` or `train`: where cases without a segmentation go.
+        keep_orientation: let nnU-Net read volumes as their files store them.
 
     Returns:
         The data set's folder and summary.
@@ -187,6 +190,7 @@ def convert(
         "healthy_slices": healthy_slices,
         "regions": regions,
         "unlabelled": unlabelled,
+        "keep_orientation": keep_orientation,
     }
     dataset = RawDataset.open(request, KIND, options)
     sources, problems = find_cases(request.source, unlabelled)
@@ -213,7 +217,7 @@ def convert(
     if len(class_names) > 1:
         content["classification"] = unified_schema(class_names).to_json()
     labels = with_ignore_label(BRATS_REGIONS if regions else BRATS_LABELS, sources)
-    target = Target(labels, CHANNEL_NAMES, choice, plane="axial")
+    target = Target(labels, CHANNEL_NAMES, choice, plane="axial", keep_orientation=keep_orientation)
     return convert_volumes(request, dataset, sources, target, content, problems, notes)
 
 

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
-from braintum.conversion.building.slices import PLANES, SliceChoice
+from braintum.conversion.building.slices import PLANES, SliceChoice, add_orientation_argument
 from braintum.conversion.building.source_tables import read_diagnoses
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
 from braintum.conversion.files.volumes import VolumeError, dicom_files, files_of, is_volume_file, read_case
@@ -132,6 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="the plane of slices (default: the one a volume was acquired in; axial if its voxels are about cubic)",
     )
+    add_orientation_argument(parser)
 
 
 def convert(
@@ -145,6 +146,7 @@ def convert(
     case_column: str | None = None,
     representative_slices: int | None = None,
     plane: str = "auto",
+    keep_orientation: bool = False,
 ) -> ConversionResult:
     """Converts the folders to NIfTI in nnU-Net's raw layout, or only checks them (`request.dry_run`).
 
@@ -160,6 +162,7 @@ def convert(
         case_column: the table's column of folder names, where these are not the patients.
         representative_slices: number of 2-D cases a patient; None for volumes.
         plane: `auto` or the plane of the slices.
+        keep_orientation: let nnU-Net read volumes as their files store them.
 
     Returns:
         The data set's folder and summary.
@@ -187,6 +190,7 @@ def convert(
         "columns": [patient_column, class_column, case_column],
         "representative_slices": representative_slices,
         "plane": plane,
+        "keep_orientation": keep_orientation,
     }
     dataset = RawDataset.open(request, KIND, options)
     rows = None
@@ -215,7 +219,7 @@ def convert(
     if label_values is not None:
         content["source_labels"] = {str(names[name]): value for name, value in label_values.items()}
     target_labels = with_ignore_label({"background": 0, **names}, sources)
-    target = Target(target_labels, tuple(patterns), choice, plane)
+    target = Target(target_labels, tuple(patterns), choice, plane, keep_orientation=keep_orientation)
     return convert_volumes(request, dataset, sources, target, content, problems, notes)
 
 

@@ -18,6 +18,8 @@ from torch import nn
 from braintum.architectures.old_names import current_architecture
 from braintum.conversion.files import json_files
 from braintum.conversion.files.json_files import CLASSIFICATION_SCHEMA
+from braintum.conversion.files.orientation import ORIENTATIONS_ENTRY
+from braintum.inference.models.volume_orientation import OrientedPlansManager
 
 ALLOWED_CLASSES_VARIABLE = "braintum_allowed_classes"
 """Environment variable: dotted paths, separated by commas, of further classes that a model's plans may name."""
@@ -110,6 +112,12 @@ _PLANS = {
             "additionalProperties": {"type": "object"},
         },
         "classification": CLASSIFICATION_SCHEMA,
+        ORIENTATIONS_ENTRY: {
+            "type": "object",
+            "maxProperties": 48,
+            "propertyNames": {"pattern": "^[RLAPIS]{3}$"},
+            "additionalProperties": {"type": "integer", "minimum": 1},
+        },
     },
 }
 
@@ -136,7 +144,7 @@ def read_plans(file: str | os.PathLike[str]) -> PlansManager:
     _check_is_there(file)
     content = json_files.read_json_object(file, _AGAIN)
     json_files.check_schema(content, _PLANS, file, _AGAIN)
-    return PlansManager(content)
+    return OrientedPlansManager(content)
 
 
 def checked_configuration(plans: PlansManager, name: str, file: str | os.PathLike[str]) -> ConfigurationManager:

@@ -231,7 +231,53 @@ def test_other_readers_and_missing_files(nnunet_folders: Any, tmp_path: Path) ->
         bt.predict(np.zeros((1, 40, 36)), predictor, spacing=(1, 1))
     with pytest.raises(bt.MissingFileError, match="no image at absent_0000.png"):
         bt.predict("absent_0000.png", predictor)
-    turning = {**predictor.plans_manager.plans, "image_reader_writer": "SimpleITKIOWithReorient"}
+    turning = {**predictor.plans_manager.plans, "image_reader_writer": "NibabelIOWithReorient"}
     predictor.plans_manager = PlansManager(turning)
-    with pytest.raises(bt.UnsupportedError, match="SimpleITKIOWithReorient of this model turns images"):
+    with pytest.raises(bt.UnsupportedError, match="NibabelIOWithReorient of this model turns images"):
         bt.predict(np.zeros((1, 8, 8)), predictor, spacing=(1, 1))
+
+
+@pytest.mark.parametrize("entry", [{"orientations": {"LPS": 5}}, {"image_reader_writer": "SimpleITKIOWithReorient"}])
+@pytest.mark.parametrize("stored", ["RAS", "PIL", "ASR"])
+def test_a_volume_may_be_stored_in_any_orientation(
+    nnunet_folders: Any, tmp_path: Path, entry: dict[str, Any], stored: str
+) -> None:
+    dataset = write_preprocessed(nnunet_folders.preprocessed, "3d_fullres")
+    trained = TinyDataset({**dataset.plans, **entry}, dataset.dataset_json, dataset.configuration)
+    model = save_model(trained, TRAINERS["3d_fullres"], (0,), "checkpoint_final.pth", spacing=1.5)
+    file = make_images(tmp_path / "images", "3d_fullres")["case_0"]
+    predictor = bt.load_predictor(model, device="cpu")
+    expected = SimpleITK.GetImageFromArray(bt.predict(file, predictor).mask)
+    image = SimpleITK.ReadImage(str(file))
+    expected.CopyInformation(image)
+    turned = tmp_path / "turned_0000.nii.gz"
+    SimpleITK.WriteImage(SimpleITK.DICOMOrient(image, stored), str(turned))
+
+    found = bt.predict(turned, predictor, probabilities=True)
+    as_stored = SimpleITK.DICOMOrient(expected, stored)
+    np.testing.assert_array_equal(found.mask, SimpleITK.GetArrayFromImage(as_stored))
+    assert found.mask.any() and found.probabilities.shape[1:] == found.mask.shape
+    assert found.spacing == pytest.approx(as_stored.GetSpacing()[::-1])
+
+    (tmp_path / "in").mkdir()
+    turned.rename(tmp_path / "in" / "turned_0000.nii.gz")
+    given = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-m", str(model), "-device", "cpu"]
+    assert run_command(command, given) == 0
+    written = SimpleITK.ReadImage(str(tmp_path / "out" / "turned.nii.gz"))
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(written), found.mask)
+    assert written.GetDirection() == pytest.approx(as_stored.GetDirection())
+    assert written.GetOrigin() == pytest.approx(as_stored.GetOrigin())
+
+
+def test_a_model_of_mixed_orientations_says_so(
+    nnunet_folders: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    dataset = write_preprocessed(nnunet_folders.preprocessed, "3d_fullres")
+    mixed = TinyDataset(
+        {**dataset.plans, "orientations": {"LPS": 5, "PIL": 2}}, dataset.dataset_json, dataset.configuration
+    )
+    model = save_model(mixed, TRAINERS["3d_fullres"], (0,), "checkpoint_final.pth", spacing=1.5)
+    make_images(tmp_path / "images", "3d_fullres")
+    given = ["-i", str(tmp_path / "images"), "-o", str(tmp_path / "out"), "-m", str(model), "-device", "cpu"]
+    assert run_command(command, given) == 0
+    assert "trained on volumes in different orientations (LPS 5, PIL 2)" in capsys.readouterr().err

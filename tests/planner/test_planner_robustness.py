@@ -104,6 +104,24 @@ def test_class_with_one_patient_and_class_without_case(nnunet_folders: Any) -> N
     assert [warning for warning in warnings(entry) if warning.startswith("class no_tumor has no case")]
 
 
+def test_volumes_stored_in_different_orientations(nnunet_folders: Any) -> None:
+    shape = (16, 32, 32)
+    raw = write_data(nnunet_folders.raw, [head(shape, number) for number in range(4)], [tumour(shape)] * 4)
+    first = next(raw.rglob("*_0000.nii.gz")).name.removesuffix("_0000.nii.gz")
+    for file in raw.rglob(f"{first}*.nii.gz"):
+        SimpleITK.WriteImage(SimpleITK.DICOMOrient(SimpleITK.ReadImage(str(file)), "PIL"), str(file))
+    fingerprint = BrainTumFingerprintExtractor(7, 1).run(True)
+    assert fingerprint["braintum"]["orientations"] == {"LPS": 3, "PIL": 1}
+    assert any("different orientations (LPS 3, PIL 1)" in warning for warning in warnings(fingerprint["braintum"]))
+
+    content = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
+    content["overwrite_image_reader_writer"] = "SimpleITKIOWithReorient"
+    (raw / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    entry, plans = make_plans()
+    assert entry["orientations"] == {"RAS": 4}
+    assert not any("orientation" in warning for warning in warnings(entry))
+
+
 @pytest.mark.parametrize("dtype", [np.int16, np.float32])
 def test_all_healthy(nnunet_folders: Any, dtype: Any) -> None:
     images = [head((32, 32), number, dtype) for number in range(4)]

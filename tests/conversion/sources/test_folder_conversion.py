@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
 from phantom_data import digest
 from volume_data import (
     DIRECTION,
@@ -63,6 +64,27 @@ def dataset_json(raw):
 
 def read(raw, path):
     return sitk.ReadImage(str(raw / NAME / path))
+
+
+def test_volumes_are_read_in_one_orientation(source, raw, tmp_path):
+    turned = sitk.DICOMOrient(sitk.ReadImage(str(source / "P2" / "ax_T1C.nrrd")), "PIR")
+    sagittal = tmp_path / "sagittal"
+    shutil.copytree(source / "P 1", sagittal / "P5")
+    shutil.copytree(source / "P2", sagittal / "P6")
+    for file in (sagittal / "P6").rglob("*.nrrd"):
+        sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(file)), "PIR"), str(file))
+    convert(request(sagittal, raw), channel=CHANNELS, mask="*seg*")
+    assert dataset_json(raw)["overwrite_image_reader_writer"] == "SimpleITKIOWithReorient"
+    reader = SimpleITKIOWithReorient()
+    arrays = {name: reader.read_images([str(raw / NAME / f"imagesTr/{name}_0000.nii.gz")])[0] for name in ("P5", "P6")}
+    upright = sitk.GetArrayFromImage(sitk.DICOMOrient(turned, "RAS"))
+    assert arrays["P5"].shape == arrays["P6"].shape
+    np.testing.assert_array_equal(arrays["P6"][0], upright)
+    # thick slices from feet to head, however they are stored
+    assert {case.plane for case in read_cases(raw / NAME / "cases.csv").values()} == {"axial"}
+
+    convert(request(sagittal, raw, overwrite=True), channel=CHANNELS, mask="*seg*", keep_orientation=True)
+    assert dataset_json(raw)["overwrite_image_reader_writer"] == "SimpleITKIO"
 
 
 def test_every_format_keeps_values_and_geometry(source, raw):

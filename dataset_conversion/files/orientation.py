@@ -1,0 +1,21 @@
+"""How the axes of a volume lie in the patient."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+ORIENTATIONS_ENTRY = "orientations"
+"""In a fingerprint and in plans: orientation → number of volumes, as nnU-Net read them."""
+
+
+def orientation_of(properties: Mapping[str, Any]) -> str:
+    """Orientation of an array, such as ``LPS``, from what nnU-Net's reader noted; empty for slices and pictures."""
+    direction = properties.get("sitk_stuff", {}).get("direction", ())
+    if (affine := properties.get("nibabel_stuff", {}).get("original_affine")) is not None:
+        axes = np.asarray(properties["nibabel_stuff"].get("reoriented_affine", affine))[:3, :3]
+        direction = (np.diag((-1, -1, 1)) @ (axes / np.linalg.norm(axes, axis=0))).ravel()  # from RAS
+    if len(direction) != 9:
+        return ""
+    return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines([float(value) for value in direction])
