@@ -159,9 +159,10 @@ class Explainer:
         reader_writer_class = plans.image_reader_writer_class
         image, _ = reader_writer_class().read_images(files)
         ending = map_file_ending(reader_writer_class, dataset_json["file_ending"])
-        write_map(target / f"{case}{ending}", attribution, files[0], reader_writer_class)
-        title = f"{case}: {self.method} of {class_name} (probability {row['probability']:.2f})"
-        write_overlay(target / f"{case}_overlay.png", image[0], attribution, masks, properties["spacing"], title)
+        write_map(target / f"{case}{ending}", attribution, files[0], reader_writer_class, properties)
+        channel = dataset_json.get("channel_names", {}).get("0", "first channel")
+        title = f"{case}, {channel}: {self.method} of {class_name} (probability {row['probability']:.2f})"
+        write_overlay(target / f"{case}_overlay.png", image[0], attribution, masks, properties, title)
         return row
 
     def _true_mask(self, case: str) -> np.ndarray | None:
