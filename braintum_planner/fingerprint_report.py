@@ -9,6 +9,8 @@ from braintum.planner.planning.decisions import DECISIONS_ENTRY
 
 _FOLDS = 5
 """nnU-Net splits into five folds."""
+_MOST_FILES = 20
+"""That are named one by one."""
 
 
 def render(dataset_name: str, fingerprint: Mapping[str, Any], plans: Mapping[str, Any]) -> str:
@@ -48,6 +50,15 @@ def warnings(entry: Mapping[str, Any]) -> list[str]:
         )
     if not tumours["foreground"]["cases"]:
         found.append("no case has any foreground: a model can learn nothing but an empty mask; check labelsTr")
+    undeclared = entry.get("undeclared_values", [])  # fingerprints of earlier versions have none
+    for item in undeclared[:_MOST_FILES]:
+        found.append(
+            f"{item['file']}: {item['voxels']} voxels have the value {item['value']}, which is no label of dataset.json: "
+            "training fails on it. Write the label that is meant (1 in place of 255, for instance), or declare it, and "
+            "extract the fingerprint again (--clean)"
+        )
+    if len(undeclared) > _MOST_FILES:
+        found.append(f"{len(undeclared) - _MOST_FILES} more values of label maps that are no label of dataset.json")
     for name, label in tumours["labels"].items():
         if tumours["foreground"]["cases"] and not label["cases"]:
             found.append(f"label {name} occurs in no case: remove it from dataset.json, or check the masks")

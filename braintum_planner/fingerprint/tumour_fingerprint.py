@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,28 @@ def label_values(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         for name, value in labels.items()
         if name != "ignore" and value != 0
     }
+
+
+def undeclared_values(
+    tumours: Mapping[str, TumourStatistics], files: Mapping[str, str], labels: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Values of label maps that ``dataset.json`` does not declare, on which a training fails.
+
+    Args:
+        tumours: case -> statistics of its label map.
+        files: case -> its label map.
+        labels: of ``dataset.json``.
+
+    Returns:
+        ``file``, ``value`` and ``voxels`` (their number) of each.
+    """
+    declared = {0, labels.get("ignore"), *(value for values in label_values(labels).values() for value in values)}
+    return [
+        {"file": Path(files[case]).name, "value": value, "voxels": voxels}
+        for case, tumour in tumours.items()
+        for value, voxels in enumerate(tumour.voxels_per_value)
+        if voxels and value not in declared
+    ]
 
 
 def summarise_tumours(
