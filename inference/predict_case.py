@@ -23,8 +23,8 @@ from braintum.inference.prediction.preprocessing import (
     preprocess_case,
     with_class_predictor,
 )
-from braintum.inference.results.calibration import calibrated_result
-from braintum.inference.results.results import case_result, tumour_volume
+from braintum.inference.results.calibration import result_of
+from braintum.inference.results.results import tumour_volume
 
 Image = str | os.PathLike[str] | np.ndarray | Sequence[str | os.PathLike[str]] | Sequence[np.ndarray]
 """A file or an array a channel, or one array of all channels."""
@@ -151,9 +151,7 @@ def predict_case(
         )
     mask, probabilities = converted if save_probabilities else (converted, None)
     volume = tumour_volume(mask, properties["spacing"], model.reads_pictures)
-    result = case_result(case, verdict, schema, volume)
-    if calibration is not None:
-        result = calibrated_result(result, calibration)
+    result = result_of(case, verdict, schema, volume, calibration)
     grid = image_spacing(properties, model)
     if grid is None or len(grid) == 2:
         mask, probabilities = mask[0], None if probabilities is None else probabilities[:, 0]

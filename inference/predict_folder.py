@@ -35,13 +35,12 @@ from braintum.inference.prediction.memory_budget import available_cores
 from braintum.inference.prediction.precision import Precision
 from braintum.inference.prediction.preprocessing import ModelDescription, preprocess_for_all, with_class_predictor
 from braintum.inference.prediction.read_ahead import ReadAhead, fault_of
-from braintum.inference.results.calibration import calibrated_result, is_calibrated_with
+from braintum.inference.results.calibration import is_calibrated_with, result_of
 from braintum.inference.results.patients import PATIENTS_FILE, merge_patients, read_patients
 from braintum.inference.results.results import (
     CASE_FILES,
     CLASSES_FILE,
     CLASSES_FOLDER,
-    case_result,
     merge_case_results,
     tumour_volume_in_file,
 )
@@ -338,9 +337,7 @@ def _export(
             )
             reader_writer = model.plans_manager.image_reader_writer_class()
             volume = tumour_volume_in_file(partial / f"{case}{ending}", reader_writer)
-            result = case_result(case, verdict, options.schema, volume)
-            if options.calibration is not None:
-                result = calibrated_result(result, options.calibration)
+            result = result_of(case, verdict, options.schema, volume, options.calibration)
         write_json_atomic(target / CLASSES_FOLDER / f"{case}.json", result)
     except Exception:
         kept = "The cases predicted so far are kept: go on with --continue_prediction"

@@ -102,7 +102,7 @@ def write_classes_csv(file: Path, results: Iterable[Mapping[str, Any]], schema: 
 
     Args:
         file: replaced as a whole.
-        results: as of :func:`case_result` or :func:`braintum.inference.results.calibration.calibrated_result`.
+        results: as of :func:`case_result` or :func:`braintum.inference.results.calibration.result_of`.
         schema: class names.
         **columns: additional columns behind ``case``: name = mapping from case to value.
     """
