@@ -25,7 +25,7 @@ from braintum.conversion.files.atomic import (
 from braintum.conversion.files.disk import explain_unwritable, locked_folder
 from braintum.conversion.files.parallel import prepare_worker
 from braintum.conversion.format.calibration import Calibration
-from braintum.conversion.format.cases import ClassSchema
+from braintum.conversion.format.cases import ClassSchema, read_dates
 from braintum.inference.models.model_identity import model_identity
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
 from braintum.inference.prediction.case_streams import fault_of_answer, one_thread, predict_stream
@@ -197,8 +197,9 @@ def predict_folder(
     )
     cases, failed = find_cases(source, ending, model.num_channels)
     classes_folder = target / CLASSES_FOLDER
-    patients = None
+    patients, dates = None, {}
     if cases_file is not None:
+        dates = read_dates(cases_file)
         patients = read_patients(cases_file, {*cases, *(file.stem for file in classes_folder.glob(CASE_FILES))})
     cases = dict(list(cases.items())[part_id::num_parts])
     failed = dict(list(failed.items())[part_id::num_parts])
@@ -251,7 +252,7 @@ def predict_folder(
     with locked_folder(classes_folder):  # of several processes, the last one lists the cases of all
         listed = merge_case_results(classes_folder, results, schema)
         if patients is not None:
-            num_patients = merge_patients(classes_folder, target / PATIENTS_FILE, schema, patients)
+            num_patients = merge_patients(classes_folder, target / PATIENTS_FILE, schema, patients, dates)
     return PredictedFolder(predicted, skipped, failed, listed, num_patients)
 
 
