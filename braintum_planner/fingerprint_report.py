@@ -53,8 +53,8 @@ def warnings(entry: Mapping[str, Any]) -> list[str]:
     undeclared = entry.get("undeclared_values", [])  # fingerprints of earlier versions have none
     for item in undeclared[:_MOST_FILES]:
         found.append(
-            f"{item['file']}: {item['voxels']} voxels have the value {item['value']}, which is no label of dataset.json: "
-            "training fails on it. Write the label that is meant (1 in place of 255, for instance), or declare it, and "
+            f"{item['file']}: {item['voxels']} voxels have the value {item['value']}, which is no label of "
+            "dataset.json: training fails on it. Write the label that is meant (1 in place of 255, for instance), or declare it, and "
             "extract the fingerprint again (--clean)"
         )
     if len(undeclared) > _MOST_FILES:
@@ -71,6 +71,11 @@ def warnings(entry: Mapping[str, Any]) -> list[str]:
             found.append(
                 f"class {name} has one patient: no split by patients can both train on it and validate it; add "
                 "patients or leave the class out"
+            )
+        if members.get("cases_with_mask") and not members["foreground"]["cases"] and name != tumours["negative_class"]:
+            found.append(
+                f'class {name} has empty masks only: if it is the healthy one, name it as "negative_class" under '
+                '"classification" in dataset.json (braintum_convert folder --negative-class)'
             )
     for channel in entry["channels"]:
         if channel["missing_images"]:

@@ -132,11 +132,13 @@ def summarise_tumours(
         rows = {case: cases[case] for case in tumours if case in cases}
         summary["patients"] = _patients(rows.values())
     if schema is not None and cases is not None:
+        summary["negative_class"] = schema.negative_class
         summary["classes"] = {}
         for name in ("", *schema.class_names):
             members = {case: row for case, row in rows.items() if row.tumour_class == name}
             summary["classes"][name or UNKNOWN_CLASS] = {
                 "cases": len(members),
+                "cases_with_mask": len(members.keys() & known.keys()),
                 "patients": _patients(members.values()),
                 "foreground": _sizes((with_tumour[case] for case in members if case in with_tumour), foreground),
             }
