@@ -17,6 +17,7 @@ from braintum.inference.prediction.class_evidence import AggregationMode, aggreg
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.precision import Precision
 from braintum.inference.prediction.preprocessing import (
+    DOUBTS,
     ModelDescription,
     image_spacing,
     preprocess_array,
@@ -151,7 +152,7 @@ def predict_case(
         )
     mask, probabilities = converted if save_probabilities else (converted, None)
     volume = tumour_volume(mask, properties["spacing"], model.reads_pictures)
-    result = result_of(case, verdict, schema, volume, calibration)
+    result = result_of(case, verdict, schema, volume, calibration) | {DOUBTS: properties[DOUBTS]}
     grid = image_spacing(properties, model)
     if grid is None or len(grid) == 2:
         mask, probabilities = mask[0], None if probabilities is None else probabilities[:, 0]

@@ -163,7 +163,9 @@ class ClassVerdict:
 
     def at_temperature(self, temperature: float) -> "ClassVerdict":
         """Every probability scaled, and all that follows; see :mod:`braintum.conversion.format.calibration`."""
-        whole, folds, passes = (at_temperature(p, temperature) for p in (self.probabilities, self.per_fold, self.per_pass))
+        whole, folds, passes = (
+            at_temperature(p, temperature) for p in (self.probabilities, self.per_fold, self.per_pass)
+        )
         regions = {name: at_temperature(values, temperature) for name, values in self.by_region.items()}
         return ClassVerdict.of(whole, folds, passes, self.pass_weights, regions)
 

@@ -94,6 +94,8 @@ def predict_images(
         for name, path in paths.items():
             try:
                 image = read_image(path)
+                if image.slices.min() == image.slices.max():
+                    raise ValueError(f"{path}: an empty image, all pixels have one value; export it again")
                 data, properties = _preprocess(image, predictor)
                 warnings = plain_warnings(image)
                 if suitability is not None and not warnings:

@@ -89,8 +89,8 @@ def result_of(
         calibration: of the model; None leaves the probabilities.
 
     Returns:
-        The result; with a calibration also ``calibration``, with ``temperature``, ``folds`` that it was fitted on, ``threshold`` and
-        ``target_accuracy`` (None where there are none), ``verdict`` (the class, or ``uncertain`` below the threshold)
+        The result; with a calibration also ``calibration``, with ``temperature``, ``folds`` that it was fitted on,
+        ``threshold`` and ``target_accuracy`` (None where there are none), ``verdict`` (the class, or ``uncertain`` below the threshold)
         and ``raw_probabilities``.
     """
     if calibration is None:

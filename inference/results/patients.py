@@ -86,7 +86,7 @@ def patient_results(
     merged = []
     for patient, values in probabilities.items():
         own = own_results[patient]
-        date = max(((dates or {}).get(result["case"], "") for result in own))
+        date = max((dates or {}).get(result["case"], "") for result in own)
         latest = [result for result in own if (dates or {}).get(result["case"], "") == date]
         units = {result["volume_unit"] for result in latest}
         is_known = len(units) == 1 and (len(latest) == 1 or units != {"mm3"})
@@ -133,7 +133,7 @@ def merge_patients(
     results = patient_results(read_case_results(classes_folder, schema), patients, schema, dates)
     if unknown := [result["patient"] for result in results if result["tumour_volume"] is None]:
         logger.warning(
-            "%s gives no tumour volume of %d patient(s), such as %s, who have several volumes: add a column date to the "
+            "%s gives no tumour volume of %d patient(s), such as %s, who have several volumes: add a column date to "
             "cases.csv to get the latest",
             *(file, len(unknown), unknown[0]),
         )
