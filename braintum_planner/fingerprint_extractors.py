@@ -20,7 +20,7 @@ from braintum.conversion.files.parallel import run_cases
 from braintum.conversion.format.cases import CASES_FILE, ClassSchema, read_cases
 from braintum.planner.fingerprint.case_fingerprint import COMPACT_TYPES, CaseFiles, CaseFingerprint, analyse_case
 from braintum.planner.fingerprint.intensity_fingerprint import quantiles, summarise_channel
-from braintum.planner.fingerprint.tumour_fingerprint import size_unit, summarise_tumours
+from braintum.planner.fingerprint.tumour_fingerprint import size_unit, summarise_tumours, undeclared_values
 from braintum.planner.preprocessing.training_files import training_files
 
 __all__ = ["BrainTumFingerprintExtractor"]
@@ -86,15 +86,16 @@ class BrainTumFingerprintExtractor(DatasetFingerprintExtractor):
         channel_names = list((self.dataset_json.get("channel_names") or self.dataset_json["modality"]).values())
         analysed = self._analyse(len(channel_names))
         fingerprint = _nnunet_entries(list(analysed.values()), len(channel_names))
+        tumours = {case: found.tumour for case, found in analysed.items()}
+        label_files = {str(case): files["label"] for case, files in self.dataset.items()}
         fingerprint[FINGERPRINT_ENTRY] = {
             **_geometry(list(analysed.values())),
             "channels": [
                 summarise_channel(name, {case: found.channels[number] for case, found in analysed.items()})
                 for number, name in enumerate(channel_names)
             ],
-            "tumours": summarise_tumours(
-                {case: found.tumour for case, found in analysed.items()}, self.dataset_json["labels"], schema, cases
-            ),
+            "tumours": summarise_tumours(tumours, self.dataset_json["labels"], schema, cases),
+            "undeclared_values": undeclared_values(tumours, label_files, self.dataset_json["labels"]),
         }
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json_atomic(file, fingerprint)

@@ -112,7 +112,7 @@ def predict(
         ((64, 64), 'mm2')
         >>> found.predicted_class in found.class_probabilities
         True
-        >>> array = np.zeros((1, 64, 64), np.float32)  # (channel, [Z,] Y, X)
+        >>> array = np.random.default_rng(0).random((1, 64, 64), np.float32)  # (channel, [Z,] Y, X)
         >>> bt.predict(array, predictor, spacing=(0.9, 0.9)).mask.shape
         (64, 64)
 

@@ -181,6 +181,8 @@ def predict(argv: list[str] | None = None) -> int:
     )
     if outcome.patients is not None:
         print(f"{outcome.patients} patients listed in {Path(args.o) / PATIENTS_FILE}")
+    for case, warnings in outcome.warnings.items():
+        print(f"warning: {case}: {'; '.join(warnings)}", file=sys.stderr)
     for case, fault in outcome.failed.items():
         print(f"not predicted: {case}: {fault}", file=sys.stderr)
     return EXIT_SOME_FAILED if outcome.failed else 0

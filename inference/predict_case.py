@@ -19,14 +19,15 @@ from braintum.inference.prediction.class_evidence import AggregationMode, aggreg
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.precision import Precision
 from braintum.inference.prediction.preprocessing import (
+    DOUBTS,
     ModelDescription,
     image_spacing,
     preprocess_array,
     preprocess_case,
     with_class_predictor,
 )
-from braintum.inference.results.calibration import calibrated_result
-from braintum.inference.results.results import case_result, tumour_volume
+from braintum.inference.results.calibration import result_of
+from braintum.inference.results.results import tumour_volume
 
 Image = str | os.PathLike[str] | np.ndarray | Sequence[str | os.PathLike[str]] | Sequence[np.ndarray]
 """A file or an array a channel, or one array of all channels."""
@@ -152,9 +153,7 @@ def predict_case(
         )
     mask, probabilities = converted if save_probabilities else (converted, None)
     volume = tumour_volume(mask, properties["spacing"], model.reads_pictures)
-    result = case_result(case, verdict, schema, volume)
-    if calibration is not None:
-        result = calibrated_result(result, calibration)
+    result = result_of(case, verdict, schema, volume, calibration) | {DOUBTS: properties[DOUBTS]}
     grid = image_spacing(properties, model)
     (mask, *turned), turned_grid = turned_back([mask, *(() if probabilities is None else probabilities)], properties)
     if turned_grid is not None:

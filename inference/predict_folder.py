@@ -25,7 +25,7 @@ from braintum.conversion.files.atomic import (
 from braintum.conversion.files.disk import explain_unwritable, locked_folder
 from braintum.conversion.files.parallel import prepare_worker
 from braintum.conversion.format.calibration import Calibration
-from braintum.conversion.format.cases import ClassSchema
+from braintum.conversion.format.cases import ClassSchema, read_dates
 from braintum.inference.models.model_identity import model_identity
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
 from braintum.inference.prediction.case_streams import fault_of_answer, one_thread, predict_stream
@@ -33,17 +33,22 @@ from braintum.inference.prediction.class_evidence import AggregationMode, ClassV
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.memory_budget import available_cores
 from braintum.inference.prediction.precision import Precision
-from braintum.inference.prediction.preprocessing import ModelDescription, preprocess_for_all, with_class_predictor
+from braintum.inference.prediction.preprocessing import (
+    DOUBTS,
+    ModelDescription,
+    preprocess_for_all,
+    with_class_predictor,
+)
 from braintum.inference.prediction.read_ahead import ReadAhead, fault_of
-from braintum.inference.results.calibration import calibrated_result, is_calibrated_with
+from braintum.inference.results.calibration import is_calibrated_with, result_of
 from braintum.inference.results.patients import PATIENTS_FILE, merge_patients, read_patients
 from braintum.inference.results.results import (
     CASE_FILES,
     CLASSES_FILE,
     CLASSES_FOLDER,
-    case_result,
-    merge_case_results,
+    read_case_results,
     tumour_volume_in_file,
+    write_classes_csv,
 )
 
 _MOST_READERS = 8
@@ -58,6 +63,7 @@ class PredictedFolder:
         predicted: cases that this run predicted.
         skipped: cases that were there already.
         failed: case → what is wrong with it.
+        warnings: case → why its result may mean little, of the cases that this run predicted.
         listed: rows of ``classes.csv``, earlier and parallel runs included.
         patients: rows of ``patients.csv``; None if none were asked for.
     """
@@ -65,6 +71,7 @@ class PredictedFolder:
     predicted: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
     listed: int = 0
     patients: int | None = None
 
@@ -198,8 +205,9 @@ def predict_folder(
     )
     cases, failed = find_cases(source, ending, model.num_channels)
     classes_folder = target / CLASSES_FOLDER
-    patients = None
+    patients, dates = None, {}
     if cases_file is not None:
+        dates = read_dates(cases_file)
         patients = read_patients(cases_file, {*cases, *(file.stem for file in classes_folder.glob(CASE_FILES))})
     cases = dict(list(cases.items())[part_id::num_parts])
     failed = dict(list(failed.items())[part_id::num_parts])
@@ -250,10 +258,13 @@ def predict_folder(
             ) from error
     num_patients = None
     with locked_folder(classes_folder):  # of several processes, the last one lists the cases of all
-        listed = merge_case_results(classes_folder, results, schema)
+        found = read_case_results(classes_folder, schema)
+        write_classes_csv(results, found, schema)
         if patients is not None:
-            num_patients = merge_patients(classes_folder, target / PATIENTS_FILE, schema, patients)
-    return PredictedFolder(predicted, skipped, failed, listed, num_patients)
+            num_patients = merge_patients(classes_folder, target / PATIENTS_FILE, schema, patients, dates)
+    warned = {result["case"]: result[DOUBTS] for result in found if result.get(DOUBTS)}
+    warnings = {case: warned[case] for case in predicted if case in warned}
+    return PredictedFolder(predicted, skipped, failed, warnings, len(found), num_patients)
 
 
 def _predict_cases(
@@ -323,7 +334,7 @@ def _export(
     Raises:
         UnwritableFolderError: the disk is full, or the folder read-only.
     """
-    ending = model.dataset_json["file_ending"]
+    ending, doubts = model.dataset_json["file_ending"], properties.pop(DOUBTS)
     try:
         with atomic_files(target, durable=True) as partial:
             export_prediction_from_logits(
@@ -338,9 +349,7 @@ def _export(
             )
             reader_writer = model.plans_manager.image_reader_writer_class()
             volume = tumour_volume_in_file(partial / f"{case}{ending}", reader_writer)
-            result = case_result(case, verdict, options.schema, volume)
-            if options.calibration is not None:
-                result = calibrated_result(result, options.calibration)
+            result = result_of(case, verdict, options.schema, volume, options.calibration) | {DOUBTS: doubts}
         write_json_atomic(target / CLASSES_FOLDER / f"{case}.json", result)
     except Exception:
         kept = "The cases predicted so far are kept: go on with --continue_prediction"

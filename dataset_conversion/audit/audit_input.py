@@ -59,6 +59,7 @@ class AuditInput:
         splits: divisions to be checked; may be empty.
         negative_class: the healthy class, if there is one.
         ignore_label: of the label maps, if there is one.
+        label_values: that label maps may hold, background and ignore label included; None where that is not known.
         notes: what a reader of the report has to know about the input.
     """
 
@@ -67,6 +68,7 @@ class AuditInput:
     splits: list[Split]
     negative_class: str | None = None
     ignore_label: int | None = None
+    label_values: frozenset[int] | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -140,13 +142,16 @@ def input_from_dataset(folder: Path) -> AuditInput:
     if parts["imagesTs"]:
         splits.append(Split("imagesTr and imagesTs", parts))
     labels = dataset_json.get("labels")
-    ignore = labels.get("ignore") if isinstance(labels, dict) else None
+    labels = labels if isinstance(labels, dict) else {}
+    ignore = labels.get("ignore")
+    values = {value for entry in labels.values() for value in (entry if isinstance(entry, list) else [entry])}
     return AuditInput(
         folder.resolve().name,
         images,
         splits,
         schema.negative_class if schema else None,
         ignore if isinstance(ignore, int) else None,
+        frozenset({0, *values}) if labels else None,
         notes,
     )
 

@@ -215,6 +215,7 @@ def convert_volumes(
     known = sorted({case.tumour_class for case in cases} - {""})
     classes = dataset_json.get("classification", {}).get("class_names", known)
     lines = [summary_table(reports, classes, target.unit), *notes, *_remark_lines(remarks)]
+    lines += _healthy_hints(sources, inspections, dataset_json.get("classification", {}).get("negative_class"))
     # a distance of slices that nobody knows is no ground for 3-D patches
     configuration = "3d_fullres" if target.slices is None and target.spacing_known else "2d"
     result = ConversionResult(
@@ -286,6 +287,21 @@ def _slice_report(
 
 def _with_spacing(case: Case, target: Target, spacing: Sequence[float]) -> Case:
     return replace(case, spacing=spacing_text(spacing) if target.spacing_known else "")
+
+
+def _healthy_hints(
+    sources: Sequence[VolumeSource], inspections: Sequence[VolumeInspection], negative_class: str | None
+) -> list[str]:
+    """Returns a sentence for each class that has empty masks only, and is not the negative one."""
+    empty: dict[str, list[bool]] = defaultdict(list)
+    for source, found in zip(sources, inspections, strict=True):
+        empty[source.case.tumour_class].append(NO_TUMOUR in found.remarks)
+    return [
+        f"Class {name} has empty masks only. If it is the healthy one, name it (--negative-class {name}): weights, "
+        "false masks and contradictions depend on it."
+        for name, are_empty in sorted(empty.items())
+        if name not in ("", negative_class) and all(are_empty)
+    ]
 
 
 def _size(mask: np.ndarray | None, unit: float) -> float | None:

@@ -2,8 +2,9 @@
 
 import csv
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from braintum.conversion.files.atomic import atomic_path
 CASES_FILE = "cases.csv"
 _CLASS_COLUMN = "class"
 """`class` is a Python keyword: the attribute is called `tumour_class`."""
+_NEEDED = ("case", _CLASS_COLUMN)
+_DATE_COLUMN = "date"
 SPLITS = ("train", "test")
 """Of imagesTr and imagesTs."""
 
@@ -135,7 +138,8 @@ def read_cases(path: str | os.PathLike[str], class_names: Sequence[str] | None =
     """Reads `cases.csv`.
 
     Args:
-        path: the file. The order of its columns is free, and further columns are ignored. An empty split is `train`.
+        path: the file. The order of its columns is free, only case and class have to be there, and further columns are
+            ignored. An empty split is `train`.
         class_names: the classes that may occur beside the empty one; None allows all.
 
     Returns:
@@ -143,31 +147,67 @@ def read_cases(path: str | os.PathLike[str], class_names: Sequence[str] | None =
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a column is missing, a case has no name or occurs twice, or a class or split is unknown; the message
-            names file and line.
+        ValueError: the column case or class is missing, a case has no name or occurs twice, or a class or split is
+            unknown; the message names file and line.
     """
     cases: dict[str, Case] = {}
+    for place, row in _rows(path):
+        values = {name: row.get(column, "").strip() for name, column in zip(_ATTRIBUTES, COLUMNS, strict=True)}
+        case = replace(Case(**values), split=values["split"] or SPLITS[0])
+        _check_row(case, place, cases, class_names)
+        cases[case.case] = case
+    return cases
+
+
+def read_dates(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Reads the column `date` of `cases.csv`, where there is one.
+
+    Returns:
+        Case name -> date as YYYY-MM-DD; cases without one are left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no `cases.csv`, or holds something else than dates (YYYY-MM-DD, YYYYMMDD, DD.MM.YYYY).
+    """
+    dates = {}
+    for place, row in _rows(path):
+        if text := row.get(_DATE_COLUMN, "").strip():
+            dates[row["case"].strip()] = _iso_date(text, place)
+    return dates
+
+
+def _iso_date(text: str, place: str) -> str:
+    for pattern in ("%Y-%m-%d", "%Y%m%d", "%d.%m.%Y"):
+        try:
+            return datetime.strptime(text, pattern).date().isoformat()
+        except ValueError:
+            continue
+    raise ValueError(f"{place}: date {text!r}; write it as YYYY-MM-DD")
+
+
+def _rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """File and line, and the values by column, of each row; commas, or semicolons as spreadsheets write them."""
     # utf-8-sig: spreadsheet programs put a byte-order mark in front of the first column's name
     with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
         try:
-            missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+            header = file.readline()
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=";" if header.count(";") > header.count(",") else ",")
+            missing = [column for column in _NEEDED if column not in (reader.fieldnames or ())]
             if missing:
-                raise ValueError(f"{path}, line 1: missing column {', '.join(missing)}; needed: {', '.join(COLUMNS)}")
+                raise ValueError(
+                    f"{path}, line 1: missing column {', '.join(missing)}; needed are {' and '.join(_NEEDED)}, the "
+                    f"first line has {header.strip()!r}"
+                )
             for row in reader:
                 place = f"{path}, line {reader.line_num}"
-                values = {name: row[column] for name, column in zip(_ATTRIBUTES, COLUMNS, strict=True)}
-                if any(value is None for value in values.values()) or None in row:
+                if None in row or None in row.values():
                     raise ValueError(f"{place}: the row does not have as many values as the header has columns")
-                case = Case(**{name: value.strip() for name, value in values.items()})
-                case = replace(case, split=case.split or SPLITS[0])
-                _check_row(case, place, cases, class_names)
-                cases[case.case] = case
+                yield place, row
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(
                 f"{path}: not readable as comma-separated UTF-8 text ({error}); save it as such"
             ) from error
-    return cases
 
 
 def _check_row(case: Case, place: str, earlier: Mapping[str, Case], class_names: Sequence[str] | None) -> None:

@@ -223,7 +223,15 @@ def _unify_classes(parts: Sequence[ConvertedDataset]) -> ClassSchema | None:
     names = {canonical_name(name) for name in declared | {c.tumour_class for part in parts for c in part.cases} - {""}}
     if names - {UNSPECIFIC_CLASS, NEGATIVE_CLASS}:
         names.discard(UNSPECIFIC_CLASS)
-    return unified_schema(names) if len(names) > 1 else None
+    negatives = {
+        canonical_name(part.schema.negative_class) for part in parts if part.schema and part.schema.negative_class
+    }
+    if len(negatives) > 1:
+        raise ValueError(
+            f"the healthy class is called {' and '.join(sorted(negatives))}; give it one name in cases.csv and "
+            "dataset.json of all data sets"
+        )
+    return unified_schema(names, next(iter(negatives), None)) if len(names) > 1 else None
 
 
 def _unify_labels(parts: Sequence[ConvertedDataset]) -> dict[str, Any]:

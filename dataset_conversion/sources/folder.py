@@ -13,14 +13,15 @@ folder. Files that match the mask's pattern are no channels. All volumes of a pa
 A case is named after its folder, and its patient is the table's (`--patient-column`); where one patient has several
 folders, `--case-column` names the column with the folders. A folder that is not in the table has an unknown class.
 Masks are binary (every value but 0 is tumour), or hold the values that `--labels` names. A patient without a mask
-learns the class only (ignore label), unless the class is the negative one: then an empty mask is the truth.
+learns the class only (ignore label), unless the class is the negative one (`--negative-class`, or a word for healthy):
+then an empty mask is the truth.
 """
 
 import argparse
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from braintum.conversion.building.source_tables import read_diagnoses
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
 from braintum.conversion.files.volumes import VolumeError, dicom_files, files_of, is_volume_file, read_case
 from braintum.conversion.format.cases import Case
-from braintum.conversion.format.class_names import NEGATIVE_CLASS, unified_schema
+from braintum.conversion.format.class_names import canonical_name, means_healthy, unified_schema
 
 KIND = "folder"
 DEFAULT_NAME = "BrainTumours"
@@ -51,17 +52,19 @@ class FolderCase:
         channels: file or DICOM folder of each channel.
         mask: likewise; None where there is none.
         labels: value in the mask -> our label; None: every value but 0 is label 1.
+        is_healthy: the class is the negative one.
     """
 
     case: Case
     channels: tuple[Path, ...]
     mask: Path | None
     labels: tuple[tuple[int, int], ...] | None
+    is_healthy: bool = False
 
     @property
     def has_mask(self) -> bool:
         """Whether there is a mask, or the class says that an empty one is the truth."""
-        return self.mask is not None or self.case.tumour_class == NEGATIVE_CLASS
+        return self.mask is not None or self.is_healthy
 
     def files(self) -> list[Path]:
         """Returns all files of the channels and the mask."""
@@ -74,7 +77,7 @@ class FolderCase:
         if self.mask is None:
             remarks = ("no mask: learns the class only",)
             if self.has_mask:
-                remarks = (f"no mask: an empty one is written, the class is {NEGATIVE_CLASS}",)
+                remarks = (f"no mask: an empty one is written, the class is {self.case.tumour_class}",)
                 mask = np.zeros(images[0].GetSize()[::-1], np.uint8)
         return LoadedVolume(images, mask, remarks)
 
@@ -121,6 +124,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--case-column", metavar="NAME", help="its column of folder names (default: the patients' column)"
     )
     parser.add_argument(
+        "--negative-class",
+        metavar="NAME",
+        help="the healthy class (default: the one called no_tumor, healthy, control, gesund, sain, sano, …)",
+    )
+    parser.add_argument(
         "--representative-slices",
         type=int,
         metavar="N",
@@ -144,6 +152,7 @@ def convert(
     patient_column: str = "patient",
     class_column: str = "class",
     case_column: str | None = None,
+    negative_class: str | None = None,
     representative_slices: int | None = None,
     plane: str = "auto",
     keep_orientation: bool = False,
@@ -160,6 +169,7 @@ def convert(
         patient_column: the table's column of patients.
         class_column: the table's column of diagnoses.
         case_column: the table's column of folder names, where these are not the patients.
+        negative_class: the healthy class; None: the one whose name says so.
         representative_slices: number of 2-D cases a patient; None for volumes.
         plane: `auto` or the plane of the slices.
         keep_orientation: let nnU-Net read volumes as their files store them.
@@ -188,6 +198,7 @@ def convert(
         "labels": None if labels is None else list(labels),
         "table": None if table is None else str(table),
         "columns": [patient_column, class_column, case_column],
+        **({} if negative_class is None else {"negative_class": negative_class}),
         "representative_slices": representative_slices,
         "plane": plane,
         "keep_orientation": keep_orientation,
@@ -201,7 +212,15 @@ def convert(
         rows = read_diagnoses(path, patient_column, class_column, case_column or patient_column)
     sources, problems, notes = find_cases(request.source, patterns, mask, label_values, rows)
     classes = {source.case.tumour_class for source in sources} - {""}
-    if len(classes) < 2:
+    schema = unified_schema(classes, negative_class) if len(classes) > 1 else None
+    if schema is not None:
+        healthy = schema.negative_class
+    elif negative_class is not None:
+        healthy = canonical_name(negative_class)
+    else:
+        healthy = next(filter(means_healthy, classes), None)
+    sources = [replace(source, is_healthy=source.case.tumour_class == healthy) for source in sources]
+    if schema is None:
         only = f"all cases are {min(classes)}" if classes else "no diagnosis is known"
         notes.append(f"No classes: {only}. A model of this data set segments only.")
     useless = [
@@ -213,8 +232,8 @@ def convert(
     ]
     sources = [source for source in sources if source not in useless]
     content: dict[str, Any] = {"description": "Converted from folders of patients"}
-    if len(classes) > 1:
-        content["classification"] = unified_schema(classes).to_json()
+    if schema is not None:
+        content["classification"] = schema.to_json()
     names = BINARY_LABELS if label_values is None else {name: i for i, name in enumerate(label_values, start=1)}
     if label_values is not None:
         content["source_labels"] = {str(names[name]): value for name, value in label_values.items()}

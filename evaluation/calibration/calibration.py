@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from braintum.architectures.numpy_scalars import numpy_scalars_allowed
 from braintum.architectures.weights_fingerprint import weights_fingerprint
 from braintum.conversion.files.atomic import write_json_atomic
 from braintum.conversion.format.calibration import CALIBRATION_KEY, Calibration, at_temperature
@@ -316,7 +317,8 @@ def checkpoint_fingerprints(model_folder: Path, folds: Sequence[int], checkpoint
         if not file.is_file():
             raise FileNotFoundError(f"no checkpoint at {file}; name the one that was validated with -chk")
         try:
-            weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["network_weights"]
+            with numpy_scalars_allowed():
+                weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["network_weights"]
             found[str(fold)] = weights_fingerprint(weights)
         except Exception as error:  # torch raises whatever it likes
             raise ValueError(f"{file} is damaged, or no checkpoint of this package's trainers: {error}") from error

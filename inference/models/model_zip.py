@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from braintum.inference.models.checkpoints import load_checkpoint_safely
 from braintum.inference.models.model_files import checked_configuration, read_dataset_json, read_plans
+from braintum.inference.models.trained_with import check_trained_with
 
 _MAX_FILES = 100_000
 _MAX_BYTES = 200 * 2**30
@@ -111,11 +112,12 @@ def _check_model(folder: Path, trust: bool) -> None:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged or not safe.
     """
-    read_dataset_json(folder / "dataset.json")
+    dataset_json = read_dataset_json(folder / "dataset.json")
     plans = read_plans(folder / "plans.json")
     checkpoints = sorted(folder.glob("fold_*/*.pth"))
     if not checkpoints:
         raise FileNotFoundError(f"{folder.name} has no checkpoint fold_X/checkpoint_final.pth")
     for file in checkpoints:
-        arguments = load_checkpoint_safely(file, trust)["init_args"]
-        checked_configuration(plans, arguments["configuration"], folder / "plans.json")
+        checkpoint = load_checkpoint_safely(file, trust)
+        checked_configuration(plans, checkpoint["init_args"]["configuration"], folder / "plans.json")
+        check_trained_with(checkpoint, plans.plans, dataset_json, file)

@@ -24,8 +24,8 @@ from braintum.inference.ready.expected_dice import at_best_expected_dice
 from braintum.inference.ready.overlay import write_overlay
 from braintum.inference.ready.own_images import OwnImage, find_images, read_image
 from braintum.inference.ready.suitability import Suitability, feature_warning, plain_warnings
-from braintum.inference.results.calibration import calibrated_result
-from braintum.inference.results.results import CLASSES_FILE, CLASSES_FOLDER, case_result, merge_case_results
+from braintum.inference.results.calibration import result_of
+from braintum.inference.results.results import CLASSES_FILE, CLASSES_FOLDER, merge_case_results
 
 OVERLAYS_FOLDER = "overlays"
 
@@ -95,6 +95,8 @@ def predict_images(
         for name, path in paths.items():
             try:
                 image = read_image(path)
+                if image.slices.min() == image.slices.max():
+                    raise ValueError(f"{path}: an empty image, all pixels have one value; export it again")
                 data, properties = _preprocess(image, predictor)
                 warnings = plain_warnings(image)
                 if suitability is not None and not warnings:
@@ -163,9 +165,7 @@ def _write(
         pending.properties,
         num_threads_torch=available_cores(),
     )
-    result = case_result(image.name, verdict, schema, _volume(mask, image))
-    if calibration is not None:
-        result = calibrated_result(result, calibration)
+    result = result_of(image.name, verdict, schema, _volume(mask, image), calibration)
     result["warnings"] = pending.warnings
     image.write_mask(mask, target)
     aspect = 1.0 if image.spacing is None else image.spacing[1] / image.spacing[2]

@@ -191,6 +191,22 @@ def test_masks_that_contradict_classes(audit_command, dataset):
     assert "cannot be read" in problems["imagesTr/p3_0_0000.png"]
 
 
+def test_masks_with_undeclared_values(audit_command, dataset, capsys):
+    mask = np.asarray(Image.open(dataset.mask("p0_0")))
+    Image.fromarray(mask * 255).save(dataset.mask("p0_0"))
+    Image.fromarray(np.where(mask, 3, 0).astype(np.uint8)).save(dataset.mask("p1_0"))  # of unknown class
+    code, content = audit_command()
+    assert code == 0
+    problems = content["mask_problems"]
+    assert problems.keys() == {"imagesTr/p0_0_0000.png", "imagesTr/p1_0_0000.png"}
+    fault = f"p0_0.png holds {mask.sum()} voxels of 255, which dataset.json does not declare: write the label that is"
+    assert problems["imagesTr/p0_0_0000.png"].startswith(fault)
+    assert f"{mask.sum()} voxels of 3" in problems["imagesTr/p1_0_0000.png"]
+    assert fault in capsys.readouterr().out
+    dataset.write(core=255, whole=[1, 3])
+    assert not audit_command()[1]["mask_problems"]
+
+
 def test_empty_constant_and_corrupt_images(audit_command, dataset):
     dataset.image("p0_0").write_bytes(b"")
     dataset.image("p1_0").write_bytes(dataset.image("p1_1").read_bytes()[:900])

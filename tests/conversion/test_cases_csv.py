@@ -32,6 +32,13 @@ def test_columns_in_any_order_with_byte_order_mark_and_blanks(tmp_path):
     assert read_cases(path) == {"c1": Case("c1", "glioma", split="train", source="s")}
 
 
+@pytest.mark.parametrize("content", ["case,class\na,glioma\n", "class;case\nglioma;a\n"])
+def test_case_and_class_are_enough_with_commas_or_semicolons(tmp_path, content):
+    path = tmp_path / "cases.csv"
+    path.write_text(content, encoding="utf-8")
+    assert read_cases(path, ["glioma"]) == {"a": Case("a", "glioma")}
+
+
 @pytest.mark.parametrize(
     ("content", "line", "words"),
     [

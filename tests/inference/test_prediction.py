@@ -261,6 +261,8 @@ def test_preprocessing_faults_name_file_and_remedy(data: Any, message: str, monk
     class Preprocessor:
         def __init__(self, verbose: bool) -> None: ...
 
+        def run_case_npy(self) -> None: ...
+
         def run_case(self, *args: Any) -> tuple:
             if isinstance(data, Exception):
                 raise data

@@ -128,6 +128,24 @@ def test_healthy_patient_without_a_mask_has_an_empty_one(source, raw):
     assert not sitk.GetArrayFromImage(read(raw, "labelsTr/P4.nii.gz")).any()
 
 
+@pytest.mark.parametrize(("name", "options"), [("gesund", {}), ("keins", {"negative_class": "Keins"})])
+def test_healthy_class_keeps_its_name(source, raw, name, options):
+    (source / "cases.csv").write_text(f"patient,class\nP 1,glioma\nP2,glioma\nP3,glioma\nP4,{name}\n")
+    result = convert(request(source, raw), **OPTIONS, **options)
+    assert dataset_json(raw)["classification"] == {"class_names": ["glioma", name], "negative_class": name}
+    assert not sitk.GetArrayFromImage(read(raw, "labelsTr/P4.nii.gz")).any()
+    assert "empty masks only" not in result.table
+
+
+def test_class_with_empty_masks_only_is_named(source, raw):
+    write_volume_file(source / "P4" / "T1C_SEG.mha", mask_array() * 0)
+    (source / "cases.csv").write_text("patient,class\nP 1,glioma\nP2,glioma\nP3,glioma\nP4,keins\n")
+    result = convert(request(source, raw, dry_run=True), **OPTIONS)
+    assert (
+        "Class keins has empty masks only. If it is the healthy one, name it (--negative-class keins)" in result.table
+    )
+
+
 def test_named_labels(source, raw):
     convert(request(source, raw), **OPTIONS, labels=["core=1", "enhancing=4", "oedema=2"])
     content = dataset_json(raw)
