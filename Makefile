@@ -16,6 +16,8 @@ INSTALLED_DOCS := $(VENV)/.installed-docs
 
 demo: $(INSTALLED)
 	@$(VENV)/bin/braintum_demo $(if $(DATA),--data "$(DATA)")
+	@echo; echo "The model that comes trained, on three real slices (docs/_static/slices):"
+	@$(VENV)/bin/braintum_predict -i docs/_static/slices -o demo_output/trained_model
 
 # two processes of one thread each: most tests are too small to keep two threads busy
 PYTEST := OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
