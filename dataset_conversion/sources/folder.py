@@ -115,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--table",
         type=Path,
         metavar="CSV",
-        help="table with a row a patient: CSV (UTF-8, comma or semicolon) or Excel (.xlsx)",
+        help="table with a row a patient: CSV (UTF-8) or Excel (.xlsx)",
     )
     parser.add_argument(
         "--patient-column", default="patient", metavar="NAME", help="its column of patients (default: %(default)s)"
@@ -165,8 +165,8 @@ def convert(
         channel: `NAME=PATTERN`, one a channel, at least one.
         mask: pattern of the masks; None: there are none.
         labels: `NAME=VALUE`, one a label; None: masks are binary.
-        table: CSV or Excel file with patients and diagnoses, relative to the source folder or to the working directory; None: no
-            classes.
+        table: CSV or Excel file with patients and diagnoses, relative to the source folder or to the working directory;
+            None: no classes.
         patient_column: the table's column of patients.
         class_column: the table's column of diagnoses.
         case_column: the table's column of folder names, where these are not the patients.
