@@ -15,6 +15,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
 from braintum.conversion.files.atomic import write_json_atomic
+from braintum.conversion.files.json_files import check_is_v2
 from braintum.conversion.files.orientation import ORIENTATIONS_ENTRY
 from braintum.conversion.files.parallel import run_cases
 from braintum.conversion.format.cases import CASES_FILE, ClassSchema, read_cases
@@ -52,6 +53,7 @@ class BrainTumFingerprintExtractor(DatasetFingerprintExtractor):
 
     Raises:
         FileNotFoundError: there are no training images.
+        ValueError: ``dataset.json`` is of nnU-Net v1.
     """
 
     def __init__(self, dataset_name_or_id: int | str, num_processes: int = 8, verbose: bool = False) -> None:
@@ -63,6 +65,7 @@ class BrainTumFingerprintExtractor(DatasetFingerprintExtractor):
         self.num_processes = num_processes
         dataset_json = Path(self.input_folder) / "dataset.json"
         self.dataset_json = json.loads(dataset_json.read_text(encoding="utf-8"))
+        check_is_v2(self.dataset_json, dataset_json)
         self.dataset = training_files(Path(self.input_folder), self.dataset_json)
         self.num_foreground_voxels_for_intensitystats = NUM_FOREGROUND_SAMPLES
 

@@ -55,8 +55,8 @@ def warnings(entry: Mapping[str, Any]) -> list[str]:
     for item in undeclared[:_MOST_FILES]:
         found.append(
             f"{item['file']}: {item['voxels']} voxels have the value {item['value']}, which is no label of "
-            "dataset.json: training fails on it. Write the label that is meant (1 in place of 255, for instance), or declare it, and "
-            "extract the fingerprint again (--clean)"
+            "dataset.json: training fails on it. Write the label that is meant (1 in place of 255, for instance), or "
+            "declare it, and extract the fingerprint again (--clean)"
         )
     if len(undeclared) > _MOST_FILES:
         found.append(f"{len(undeclared) - _MOST_FILES} more values of label maps that are no label of dataset.json")
@@ -150,7 +150,7 @@ def _tumours(tumours: Mapping[str, Any], unit: str) -> Iterator[str]:
     yield from _sizes("all", tumours["foreground"], unit)
     for name, label in tumours["labels"].items():
         yield f"label {name}: in {label['cases']} cases" + (
-            f", size {_range(label['size'], f' {unit}')}" if label["size"] else ""
+            f", size {_size_range(label['size'], unit)}" if label["size"] else ""
         )
     for name, members in tumours.get("classes", {}).items():
         if members["cases"]:
@@ -162,7 +162,7 @@ def _sizes(name: str, foreground: Mapping[str, Any], unit: str) -> Iterator[str]
     if not foreground["cases"]:
         return
     edge_unit = "px" if unit == "px" else "mm"
-    yield f"  {name}: size {_range(foreground['size'], f' {unit}')}"
+    yield f"  {name}: size {_size_range(foreground['size'], unit)}"
     extents = ", ".join(
         f"{axis} {values['median']:.3g} (up to {values['max']:.3g})"
         for axis, values in foreground["extent"].items()
@@ -177,6 +177,12 @@ def _decisions(plans: Mapping[str, Any]) -> Iterator[str]:
         yield f"{group}:"
         for subject, reason in decisions.items():
             yield f"  {subject}: {reason}"
+
+
+def _size_range(values: Mapping[str, float], unit: str) -> str:
+    if unit == "mm³":
+        return _range({name: value / 1000 for name, value in values.items()}, " ml")
+    return _range(values, f" {unit}")
 
 
 def _range(values: Mapping[str, float], unit: str) -> str:

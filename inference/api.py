@@ -21,7 +21,7 @@ from braintum.inference import explain_folder as explanation
 from braintum.inference import predict_folder as folders
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
 from braintum.inference.predict_case import Image, Prediction, one_case, predict_case
-from braintum.inference.prediction.class_evidence import AggregationMode
+from braintum.inference.prediction.aggregation_modes import AggregationMode
 from braintum.inference.prediction.devices import usable_device
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.precision import Precision

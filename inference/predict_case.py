@@ -14,8 +14,9 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from braintum.conversion.format.calibration import Calibration
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
 from braintum.inference.models.volume_orientation import turned_back
+from braintum.inference.prediction.aggregation_modes import AggregationMode
 from braintum.inference.prediction.case_streams import fault_of_answer, one_thread, predict_stream
-from braintum.inference.prediction.class_evidence import AggregationMode, aggregate
+from braintum.inference.prediction.class_evidence import aggregate
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.precision import Precision
 from braintum.inference.prediction.preprocessing import (

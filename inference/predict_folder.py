@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -28,8 +27,10 @@ from braintum.conversion.format.calibration import Calibration
 from braintum.conversion.format.cases import ClassSchema, read_dates
 from braintum.inference.models.model_identity import model_identity
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
+from braintum.inference.prediction.aggregation_modes import AggregationMode
 from braintum.inference.prediction.case_streams import fault_of_answer, one_thread, predict_stream
-from braintum.inference.prediction.class_evidence import AggregationMode, ClassVerdict, aggregate
+from braintum.inference.prediction.class_evidence import ClassVerdict, aggregate
+from braintum.inference.prediction.input_files import LEFT_OUT_FILE, check_output, find_cases, write_left_out
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.memory_budget import available_cores
 from braintum.inference.prediction.precision import Precision
@@ -92,45 +93,6 @@ class _Options:
     schema: ClassSchema
 
 
-def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Input files by case, and the cases whose files are not as they should be.
-
-    Args:
-        folder: files named ``CASE_0000<ending>``, ``CASE_0001<ending>``, …
-        file_ending: of the training data, such as ``.nii.gz``.
-        num_channels: that the model takes.
-
-    Raises:
-        FileNotFoundError: no such folder, or no such file in it.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"the input folder {folder} does not exist")
-    names = sorted(entry.name for entry in folder.glob(f"[!.]*{file_ending}"))
-    if not names:
-        raise FileNotFoundError(
-            f"{folder} holds no file *{file_ending}; the model was trained on files named CASE_0000{file_ending}"
-        )
-    channels: dict[str, dict[int, str]] = {}
-    failed: dict[str, str] = {}
-    for name in names:
-        match = re.fullmatch(r"(.+)_(\d{4})", name.removesuffix(file_ending))
-        if match is None:
-            failed[name] = f"{folder / name}: the name lacks the channel; rename it to CASE_0000{file_ending}"
-        else:
-            channels.setdefault(match[1], {})[int(match[2])] = str(folder / name)
-    cases = {}
-    for case, files in channels.items():
-        if sorted(files) == list(range(num_channels)):
-            cases[case] = [files[channel] for channel in sorted(files)]
-        else:
-            found = ", ".join(f"{channel:04d}" for channel in sorted(files))
-            failed[case] = (
-                f"{folder / case}_*{file_ending}: the model takes {num_channels} channel(s), 0000 to "
-                f"{num_channels - 1:04d}, found {found}; supply all of them and no others"
-            )
-    return cases, failed
-
-
 def predict_folder(
     predictor: SegmentationPredictor,
     input_folder: str | os.PathLike[str],
@@ -157,9 +119,9 @@ def predict_folder(
 
     Args:
         predictor: initialised; predicts the masks.
-        input_folder: see :func:`find_cases`.
-        output_folder: made if need be; gets ``<case><ending>``, ``classes/<case>.json``, ``classes.csv`` and
-            ``provenance.json``.
+        input_folder: see :func:`braintum.inference.prediction.input_files.find_cases`.
+        output_folder: made if need be; gets ``<case><ending>``, ``classes/<case>.json``, ``classes.csv``,
+            ``provenance.json``, and ``left_out.json`` where cases could not be predicted.
         save_probabilities: also write ``<case>.npz`` and ``.pkl``, as nnU-Net does.
         continue_prediction: leave complete cases alone.
         num_parts: how many runs share the folder.
@@ -177,7 +139,8 @@ def predict_folder(
             Earlier results that were calibrated otherwise do not count as complete.
 
     Raises:
-        FileNotFoundError: see :func:`find_cases` and :func:`braintum.inference.results.patients.read_patients`.
+        FileNotFoundError: see :func:`braintum.inference.prediction.input_files.find_cases` and
+            :func:`braintum.inference.results.patients.read_patients`.
         ValueError: input and output are one folder, the output holds results of a model with other classes, a model
             is the second stage of a cascade or predicts no classes, two models do not take the same images, or
             ``cases_file`` lacks a case: nothing is predicted then.
@@ -187,8 +150,7 @@ def predict_folder(
     if not 0 <= part_id < num_parts:
         raise ValueError(f"part {part_id} of {num_parts}: parts count from 0 to {num_parts - 1}")
     source, target = Path(input_folder), Path(output_folder)
-    if source.resolve() == target.resolve():
-        raise ValueError(f"input and output are the same folder, {source}; choose another output folder")
+    check_output(target, source)
     class_predictor, preprocessing = with_class_predictor(predictor, class_predictor)
     schema = class_predictor.class_schema
     model = preprocessing[0]
@@ -209,6 +171,7 @@ def predict_folder(
     if cases_file is not None:
         dates = read_dates(cases_file)
         patients = read_patients(cases_file, {*cases, *(file.stem for file in classes_folder.glob(CASE_FILES))})
+    every_name = {*cases, *failed}
     cases = dict(list(cases.items())[part_id::num_parts])
     failed = dict(list(failed.items())[part_id::num_parts])
 
@@ -234,6 +197,7 @@ def predict_folder(
         (classes_folder / f"{case}.json").unlink(missing_ok=True)
     if todo:
         (target / PATIENTS_FILE).unlink(missing_ok=True)
+    others = every_name - {*cases, *failed}
     results = target / CLASSES_FILE
     predicted: list[str] = []
     with (
@@ -260,6 +224,7 @@ def predict_folder(
     with locked_folder(classes_folder):  # of several processes, the last one lists the cases of all
         found = read_case_results(classes_folder, schema)
         write_classes_csv(results, found, schema)
+        write_left_out(target / LEFT_OUT_FILE, failed, source, others)
         if patients is not None:
             num_patients = merge_patients(classes_folder, target / PATIENTS_FILE, schema, patients, dates)
     warned = {result["case"]: result[DOUBTS] for result in found if result.get(DOUBTS)}

@@ -11,7 +11,7 @@ from torch import distributed as dist
 from torch import nn
 
 from braintum.architectures.networks.multi_task_unet import multi_task_network_class
-from braintum.conversion.format.cases import ClassSchema, classification_entry, read_cases
+from braintum.conversion.format.cases import ClassSchema, classification_entry, read_cases, read_dates
 from braintum.evaluation.metrics.classification_metrics import classification_metrics
 from braintum.inference.models.checkpoints import load_checkpoint_safely
 from braintum.inference.prediction.class_evidence import ClassRecorder, aggregate
@@ -370,7 +370,7 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
             for key, fold in zip(keys, evidence, strict=True)
         )
         if self.local_rank == 0:
-            metrics = write_validation_results(folder, results, self.class_labels)
+            metrics = write_validation_results(folder, results, self.class_labels, read_dates(self.cases_file()))
             for subjects, figures in metrics.items():
                 if not figures["num_cases"]:
                     self.print_to_log_file(f"Validation classification: none of the {subjects} has one known class")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from braintum.conversion.building.raw_dataset import DATASET_FILE, raw_folder_from_environment
 from braintum.conversion.duplicates.image_reading import is_image
-from braintum.conversion.files.json_files import read_json
+from braintum.conversion.files.json_files import check_is_v2, read_json
 from braintum.conversion.format.cases import CASES_FILE, COLUMNS, Case, ClassSchema, read_cases
 from braintum.conversion.format.splits import SPLITS_FILE, read_splits
 
@@ -116,6 +116,7 @@ def input_from_dataset(folder: Path) -> AuditInput:
     dataset_json = read_json(folder / DATASET_FILE, "write it again")
     if not isinstance(dataset_json, dict) or not isinstance(dataset_json.get("file_ending"), str):
         raise ValueError(f'{folder / DATASET_FILE}: needs "file_ending"; see nnU-Net\'s dataset format')
+    check_is_v2(dataset_json, folder / DATASET_FILE)
     schema = ClassSchema.from_dataset_json(dataset_json)
     notes: list[str] = []
     cases: dict[str, Case] = {}

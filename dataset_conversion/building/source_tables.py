@@ -1,15 +1,20 @@
-"""Reads the CSV tables of sources: whatever is wrong with one of them becomes one message that names it."""
+"""Reads the tables of sources: whatever is wrong with one of them becomes one message that names it."""
 
 import csv
+import zipfile
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from braintum.conversion.building.inspection import SourceError, raise_problems
 from braintum.conversion.files.file_checks import one_line
 from braintum.conversion.format.class_names import canonical_name
 
+EXCEL_ENDINGS = (".xlsx", ".xlsm")
+
 
 def read_rows(path: Path) -> tuple[tuple[str, ...], list[tuple[int, dict[str, str]]]]:
-    """Reads a table: UTF-8, with or without a byte-order mark, comma or semicolon between columns.
+    """Reads a table: UTF-8, with or without a byte-order mark, comma or semicolon between columns; or Excel's `.xlsx`.
 
     Returns:
         The column names; and the rows with their line numbers, values without blanks around them. A value that a row
@@ -18,6 +23,8 @@ def read_rows(path: Path) -> tuple[tuple[str, ...], list[tuple[int, dict[str, st
     Raises:
         SourceError: it is no such table.
     """
+    if path.suffix.lower() in EXCEL_ENDINGS:
+        return _read_excel(path)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             header = file.readline()
@@ -37,11 +44,39 @@ def read_rows(path: Path) -> tuple[tuple[str, ...], list[tuple[int, dict[str, st
     return columns, rows
 
 
+def _read_excel(path: Path) -> tuple[tuple[str, ...], list[tuple[int, dict[str, str]]]]:
+    """As :func:`read_rows`, the first sheet of a workbook."""
+    from openpyxl import load_workbook  # late: few tables are Excel's
+
+    try:
+        workbook = load_workbook(path, read_only=True, data_only=True)
+        lines = [[_cell_text(value) for value in line] for line in workbook.worksheets[0].iter_rows(values_only=True)]
+        workbook.close()
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise SourceError(f"{path}: not readable as an Excel table ({one_line(error)}); save it as CSV") from error
+    columns = tuple(lines[0]) if lines else ()
+    named = [number for number, name in enumerate(columns) if name]
+    rows = [
+        (number, {columns[index]: line[index] if index < len(line) else "" for index in named})
+        for number, line in enumerate(lines[1:], start=2)
+    ]
+    return tuple(columns[index] for index in named), rows
+
+
+def _cell_text(value: Any) -> str:
+    """A cell as it would stand in a CSV file."""
+    if isinstance(value, datetime):
+        return value.date().isoformat() if value == datetime(*value.timetuple()[:3]) else value.isoformat()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return "" if value is None else str(value).strip()
+
+
 def read_diagnoses(path: Path, patient_column: str, class_column: str, case_column: str) -> dict[str, tuple[str, str]]:
     """Reads the table of a source whose patients lie in folders.
 
     Args:
-        path: CSV file, UTF-8, comma or semicolon between columns.
+        path: of :func:`read_rows`.
         patient_column: column of patients.
         class_column: column of diagnoses; blanks are unknown.
         case_column: column of folder names.

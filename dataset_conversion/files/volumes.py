@@ -27,6 +27,17 @@ _POSITION, _ORIENTATION = "0020|0032", "0020|0037"
 """DICOM tags: image position and image orientation (patient)."""
 
 
+_SHEARED = (
+    "its axes are not at right angles (sheared, or singular): write it on a grid with right angles, by resampling with "
+    "FSL's flirt or ANTs, for instance, or export it again without shear (from the registration or gantry tilt)"
+)
+_NO_IMAGES = {
+    b"1.2.840.10008.5.1.4.1.1.66.4": "a DICOM segmentation object (SEG), whose frames are segments and not slices",
+    b"1.2.840.10008.5.1.4.1.1.481.3": "a DICOM structure set (RTSTRUCT), contours and no image",
+}
+"""SOP classes that stand in the first bytes of a file."""
+
+
 class VolumeError(InputError):
     """A volume cannot be used.
 
@@ -82,10 +93,11 @@ def read_volume(path: Path) -> sitk.Image:
             check_file(name)
     except DamagedFileError as error:
         raise VolumeError(f"{error}; copy or export it again") from error
+    _check_is_image(names[0])
     try:
         image = sitk.ReadImage(names[0]) if len(names) == 1 else sitk.ReadImage(names)
     except RuntimeError as error:
-        raise VolumeError(f"{path}: not readable ({_last_line(error)}); copy or export it again") from error
+        raise VolumeError(_unreadable(path, error)) from error
     if image.GetDimension() != 3:
         raise VolumeError(f"{path}: has {image.GetDimension()} dimensions; a volume has 3: export it as one")
     if image.GetNumberOfComponentsPerPixel() != 1:
@@ -110,6 +122,8 @@ def _series_files(folder: Path) -> list[str]:
     except DamagedFileError as error:
         raise VolumeError(str(error)) from error
     files = dicom_files(folder)
+    for file in files:
+        _check_is_image(file)
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)) if files else ()
     if not series:
         raise VolumeError(f"{folder}: no readable DICOM series; export it again")
@@ -126,6 +140,20 @@ def _series_files(folder: Path) -> list[str]:
     if len(names) > 1:
         _check_slices(folder, names)
     return list(names)
+
+
+def _check_is_image(file: str | Path) -> None:
+    """Refuses DICOM objects that no reader of images reads as they are meant."""
+    with open(file, "rb") as stream:
+        start = stream.read(2048)
+    if start[128:132] != b"DICM":
+        return
+    for identifier, what in _NO_IMAGES.items():
+        if identifier in start:
+            raise VolumeError(
+                f"{file}: {what}; write it as a label map (NIfTI) on the image's grid first, with 3D Slicer or dcmqi's "
+                "segimage2itkimage, for instance"
+            )
 
 
 def _check_slices(folder: Path, names: Sequence[str]) -> None:
@@ -191,7 +219,7 @@ def check_images(files: Sequence[str]) -> None:
             try:
                 reader.ReadImageInformation()
             except RuntimeError as error:
-                raise VolumeError(f"{file}: not readable ({_last_line(error)}); copy or export it again") from error
+                raise VolumeError(_unreadable(file, error)) from error
             _check_grid(Path(file), reader)
             headers[Path(file)] = reader
     if len(headers) > 1 and (problems := geometry_problems(headers)):
@@ -219,7 +247,7 @@ def _check_grid(path: Path, image: sitk.Image | sitk.ImageFileReader) -> None:
     dimension = image.GetDimension()
     axes = np.array(image.GetDirection()).reshape(dimension, dimension)
     if not np.abs(axes.T @ axes - np.eye(dimension)).max() < DIRECTION_TOLERANCE:  # NaN too
-        raise VolumeError(f"{path}: its axes are not at right angles (sheared, or singular); resample it onto a grid")
+        raise VolumeError(f"{path}: {_SHEARED}")
     if not np.isfinite([*image.GetSpacing(), *image.GetOrigin()]).all() or min(image.GetSpacing()) <= 0:
         raise VolumeError(f"{path}: spacing or origin is not finite; export it again")
 
@@ -352,6 +380,12 @@ def write_image(image: sitk.Image, path: Path) -> None:
 def spacing_text(spacing: Sequence[float]) -> str:
     """Returns a spacing as `cases.csv` holds it: in mm, x y [z], separated by blanks."""
     return " ".join(f"{value:.6g}" for value in spacing)
+
+
+def _unreadable(path: str | Path, error: RuntimeError) -> str:
+    if "orthonormal" in str(error):  # ITK does not read such headers at all
+        return f"{path}: {_SHEARED}"
+    return f"{path}: not readable ({_last_line(error)}); copy or export it again"
 
 
 def _by(values: Sequence[int]) -> str:

@@ -112,7 +112,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the values in the masks, such as core=1 oedema=2; without it every value but 0 is tumour",
     )
     parser.add_argument(
-        "--table", type=Path, metavar="CSV", help="table with a row a patient (UTF-8, comma or semicolon)"
+        "--table",
+        type=Path,
+        metavar="CSV",
+        help="table with a row a patient: CSV (UTF-8) or Excel (.xlsx)",
     )
     parser.add_argument(
         "--patient-column", default="patient", metavar="NAME", help="its column of patients (default: %(default)s)"
@@ -164,8 +167,8 @@ def convert(
         channel: `NAME=PATTERN`, one a channel, at least one.
         mask: pattern of the masks; None: there are none.
         labels: `NAME=VALUE`, one a label; None: masks are binary.
-        table: CSV file with patients and diagnoses, relative to the source folder or to the working directory; None: no
-            classes.
+        table: CSV or Excel file with patients and diagnoses, relative to the source folder or to the working directory;
+            None: no classes.
         patient_column: the table's column of patients.
         class_column: the table's column of diagnoses.
         case_column: the table's column of folder names, where these are not the patients.

@@ -64,7 +64,8 @@ def _of_data(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
     """What a prediction takes from ``dataset.json``."""
     content = {name: dataset_json.get(name) for name in _DATASET}
     if dataset_json.get("regions_class_order") is not None:
-        content["labels"] = list(content["labels"].items())  # the order of regions is that of the output channels
+        # the order of regions is that of the output channels
+        content["labels"] = list((dataset_json.get("labels") or {}).items())
     return content
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +10,7 @@ from scipy.special import entr
 
 from braintum.architectures.heads.classification_head import restricted_to_region, tumour_probability
 from braintum.conversion.format.calibration import at_temperature
-
-AggregationMode = Literal["weighted", "mean", "max"]
-AGGREGATION_MODES: tuple[AggregationMode, ...] = ("weighted", "mean", "max")
+from braintum.inference.prediction.aggregation_modes import AGGREGATION_MODES, AggregationMode
 
 WEIGHT_FLOOR = 0.01
 

@@ -189,6 +189,12 @@ def _checked(
     preprocess, doubts = preprocessor.run_case_npy, []
 
     def look_at(array: np.ndarray, seg: Any, properties: dict, *description: Any) -> tuple[np.ndarray, Any, dict]:
+        if len(array) != model.num_channels:
+            colour = ", a colour picture," if model.reads_pictures and len(array) in (3, 4) else ""
+            raise VolumeError(
+                f"{image}:{colour} {len(array)} channels, but the model takes {model.num_channels}; convert the image "
+                "as the training data was converted"
+            )
         doubts.extend(model.known_input.doubts(array, properties["spacing"], image))
         return preprocess(array, seg, properties, *description)
 

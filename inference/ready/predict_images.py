@@ -17,6 +17,7 @@ from braintum.conversion.format.calibration import Calibration
 from braintum.inference.models.model_identity import model_identity
 from braintum.inference.prediction.case_streams import fault_of_answer, one_thread, predict_stream
 from braintum.inference.prediction.class_evidence import ClassVerdict, aggregate
+from braintum.inference.prediction.input_files import LEFT_OUT_FILE, check_output, write_left_out
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.memory_budget import available_cores
 from braintum.inference.prediction.precision import Precision
@@ -76,8 +77,7 @@ def predict_images(
         UnwritableFolderError: the disk is full, or the output folder read-only.
     """
     source, target = Path(images), Path(output)
-    if source.resolve() == target.resolve():
-        raise ValueError(f"images and output are the same folder, {source}; choose another output folder")
+    check_output(target, source)
     paths, failed = find_images(source)
     for folder in (target, target / CLASSES_FOLDER, target / OVERLAYS_FOLDER):
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,6 +117,7 @@ def predict_images(
                 outcome.failed[paths[predicted.name].name] = fault
                 continue
             outcome.results.append(_write(predicted.logits, verdict, of_image, predictor, calibration, target))
+    write_left_out(target / LEFT_OUT_FILE, outcome.failed, source)
     merge_case_results(target / CLASSES_FOLDER, target / CLASSES_FILE, predictor.class_schema)
     return outcome
 

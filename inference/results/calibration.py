@@ -90,8 +90,8 @@ def result_of(
 
     Returns:
         The result; with a calibration also ``calibration``, with ``temperature``, ``folds`` that it was fitted on,
-        ``threshold`` and ``target_accuracy`` (None where there are none), ``verdict`` (the class, or ``uncertain`` below the threshold)
-        and ``raw_probabilities``.
+        ``threshold`` and ``target_accuracy`` (None where there are none), ``verdict`` (the class, or ``uncertain``
+        below the threshold) and ``raw_probabilities``.
     """
     if calibration is None:
         return case_result(case, verdict, schema, tumour_volume)

@@ -99,6 +99,9 @@ def test_prediction_says_so(nnunet_folders: Any, tmp_path: Path, capsys: pytest.
     said = capsys.readouterr().err
     assert "warning: case_2: intensities from -9" in said and said.count("warning: ") == 1
     assert "not predicted: case_1: " in said and "case_1_0000.nii.gz: an empty image" in said
+    assert json.loads((out / "left_out.json").read_text()) == {
+        "case_1": "case_1_0000.nii.gz: an empty image, all voxels have one value; export it again"
+    }
     with open(out / "classes.csv", newline="") as stream:
         rows = {row["case"]: row["warnings"] for row in csv.DictReader(stream)}
     assert (

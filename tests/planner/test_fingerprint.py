@@ -229,6 +229,13 @@ def test_values_that_are_no_label(nnunet_folders: Any) -> None:
         extract(7)
 
 
+def test_dataset_json_of_version_1(nnunet_folders: Any) -> None:
+    file = write_dataset(nnunet_folders.raw, 7, num_cases=4) / "dataset.json"
+    file.write_text(json.dumps({**load(file), "labels": {"0": "background", "1": "tumour"}}))
+    with pytest.raises(ValueError, match="dataset.json is of nnU-Net v1"):
+        extract(7)
+
+
 def test_stock_fingerprint_is_replaced_and_ours_is_kept(nnunet_folders: Any, stock_extractor: Any) -> None:
     raw = write_dataset(nnunet_folders.raw, 7, num_cases=4)
     stock_extractor(7, 1).run(True)
