@@ -3,7 +3,7 @@
 import csv
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ class Case:
         plane: `axial`, `coronal` or `sagittal`.
         spacing: in mm, in the order x y [z], separated by blanks.
         source: the file that the case was made from, relative to the source folder, with forward slashes.
+        slice: number of a slice of a volume, from 0 at the feet, the front or the right; of a file a slice, its own.
+        position: of a slice along the normal of its plane in mm, in the patient's coordinates: to the head, back, left.
+        date: of the examination, as the source writes it.
     """
 
     case: str
@@ -39,10 +42,15 @@ class Case:
     plane: str = ""
     spacing: str = ""
     source: str = ""
+    slice: str = ""
+    position: str = ""
+    date: str = ""
 
 
-_ATTRIBUTES = tuple(field.name for field in fields(Case))
-COLUMNS = tuple(_CLASS_COLUMN if name == "tumour_class" else name for name in _ATTRIBUTES)
+OPTIONAL_COLUMNS = ("slice", "position", "date")
+"""They are there only where a case has a value."""
+_ATTRIBUTES = {_CLASS_COLUMN if field.name == "tumour_class" else field.name: field.name for field in fields(Case)}
+COLUMNS = tuple(column for column in _ATTRIBUTES if column not in OPTIONAL_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -126,9 +134,10 @@ def write_cases(path: str | os.PathLike[str], cases: Iterable[Case]) -> None:
         atomic_path(path) as partial,
         open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
+        columns = [*COLUMNS, *(name for name in OPTIONAL_COLUMNS if any(getattr(row, name) for row in rows))]
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(asdict(row).values() for row in rows)
+        writer.writerow(columns)
+        writer.writerows([getattr(row, _ATTRIBUTES[column]) for column in columns] for row in rows)
 
 
 def read_cases(path: str | os.PathLike[str], class_names: Sequence[str] | None = None) -> dict[str, Case]:
@@ -156,7 +165,7 @@ def read_cases(path: str | os.PathLike[str], class_names: Sequence[str] | None =
                 raise ValueError(f"{path}, line 1: missing column {', '.join(missing)}; needed: {', '.join(COLUMNS)}")
             for row in reader:
                 place = f"{path}, line {reader.line_num}"
-                values = {name: row[column] for name, column in zip(_ATTRIBUTES, COLUMNS, strict=True)}
+                values = {name: row[column] for column, name in _ATTRIBUTES.items() if column in row}
                 if any(value is None for value in values.values()) or None in row:
                     raise ValueError(f"{place}: the row does not have as many values as the header has columns")
                 case = Case(**{name: value.strip() for name, value in values.items()})

@@ -13,24 +13,29 @@ folder. Files that match the mask's pattern are no channels. All volumes of a pa
 A case is named after its folder, and its patient is the table's (`--patient-column`); where one patient has several
 folders, `--case-column` names the column with the folders. A folder that is not in the table has an unknown class.
 Masks are binary (every value but 0 is tumour), or hold the values that `--labels` names. A patient without a mask
-learns the class only (ignore label), unless the class is the negative one: then an empty mask is the truth.
+learns the class only (ignore label), unless the class is the negative one: then an empty mask is the truth. New
+patients, with neither mask nor class, are converted with `--for-prediction`.
 """
 
 import argparse
+import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
+from braintum.conversion.building.inspection import SourceError
+from braintum.conversion.building.raw_dataset import DATASET_FILE, ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.slices import PLANES, SliceChoice
 from braintum.conversion.building.source_tables import read_diagnoses
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
+from braintum.conversion.files.folders import subfolders, walk
+from braintum.conversion.files.json_files import read_dataset_json
 from braintum.conversion.files.volumes import VolumeError, dicom_files, files_of, is_volume_file, read_case
 from braintum.conversion.format.cases import Case
 from braintum.conversion.format.class_names import NEGATIVE_CLASS, unified_schema
@@ -72,7 +77,7 @@ class FolderCase:
         images, mask = read_case(self.channels, self.mask, self._map_labels)
         remarks: tuple[str, ...] = ()
         if self.mask is None:
-            remarks = ("no mask: learns the class only",)
+            remarks = ("no mask: learns the class only",) if self.case.split != "test" else ()
             if self.has_mask:
                 remarks = (f"no mask: an empty one is written, the class is {NEGATIVE_CLASS}",)
                 mask = np.zeros(images[0].GetSize()[::-1], np.uint8)
@@ -121,6 +126,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--case-column", metavar="NAME", help="its column of folder names (default: the patients' column)"
     )
     parser.add_argument(
+        "--for-prediction",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="ID",
+        help="new patients to predict: all go to imagesTs, with or without mask and class; with the number of the data "
+        "set that the model was trained on, channels are put into its order",
+    )
+    parser.add_argument(
         "--representative-slices",
         type=int,
         metavar="N",
@@ -145,6 +159,7 @@ def convert(
     case_column: str | None = None,
     representative_slices: int | None = None,
     plane: str = "auto",
+    for_prediction: int | None = None,
 ) -> ConversionResult:
     """Converts the folders to NIfTI in nnU-Net's raw layout, or only checks them (`request.dry_run`).
 
@@ -160,6 +175,8 @@ def convert(
         case_column: the table's column of folder names, where these are not the patients.
         representative_slices: number of 2-D cases a patient; None for volumes.
         plane: `auto` or the plane of the slices.
+        for_prediction: None for training; otherwise all cases go to imagesTs, with the channels in the order of this
+            data set, or in the given one at 0.
 
     Returns:
         The data set's folder and summary.
@@ -174,6 +191,8 @@ def convert(
     if not patterns:
         raise ValueError("no channels; name at least one, for example --channel T1ce='*t1c*'")
     label_values = None if labels is None else _label_values(labels)
+    if for_prediction:
+        patterns = _in_order_of(request, for_prediction, patterns)
     if labels is not None and mask is None:
         raise ValueError("--labels needs --mask: the pattern of the masks' files; add it")
     choice = None
@@ -187,6 +206,7 @@ def convert(
         "columns": [patient_column, class_column, case_column],
         "representative_slices": representative_slices,
         "plane": plane,
+        "for_prediction": for_prediction,
     }
     dataset = RawDataset.open(request, KIND, options)
     rows = None
@@ -197,14 +217,19 @@ def convert(
         rows = read_diagnoses(path, patient_column, class_column, case_column or patient_column)
     sources, problems, notes = find_cases(request.source, patterns, mask, label_values, rows)
     classes = {source.case.tumour_class for source in sources} - {""}
-    if len(classes) < 2:
+    if for_prediction is not None:
+        sources = [replace(source, case=replace(source.case, split="test")) for source in sources]
+    elif len(classes) < 2:
         only = f"all cases are {min(classes)}" if classes else "no diagnosis is known"
         notes.append(f"No classes: {only}. A model of this data set segments only.")
     useless = [
-        source for source in sources if not source.has_mask and (len(classes) < 2 or not source.case.tumour_class)
+        source
+        for source in sources
+        if for_prediction is None and not source.has_mask and (len(classes) < 2 or not source.case.tumour_class)
     ]
     problems += [
-        f"{request.source / source.case.source}: neither mask nor class: nothing to learn from; add one, or remove it"
+        f"{request.source / source.case.source}: neither mask nor class: nothing to learn from; add one, or remove it, "
+        "or convert new patients with --for-prediction"
         for source in useless
     ]
     sources = [source for source in sources if source not in useless]
@@ -215,8 +240,35 @@ def convert(
     if label_values is not None:
         content["source_labels"] = {str(names[name]): value for name, value in label_values.items()}
     target_labels = with_ignore_label({"background": 0, **names}, sources)
-    target = Target(target_labels, tuple(patterns), choice, plane)
+    target = Target(target_labels, tuple(patterns), choice, plane, for_prediction=for_prediction is not None)
     return convert_volumes(request, dataset, sources, target, content, problems, notes)
+
+
+def _in_order_of(request: ConversionRequest, dataset_id: int, patterns: Mapping[str, str]) -> dict[str, str]:
+    """Puts channels into the order of another data set, looked for in all of nnU-Net's folders.
+
+    Raises:
+        FileNotFoundError: there is no such data set.
+        ValueError: its channels have other names, or it holds pictures.
+    """
+    name = f"Dataset{dataset_id:03d}_*"
+    folders = (request.raw_folder, *request.other_folders)
+    found = [path for folder in folders for way in (name, f"{name}/*") for path in folder.glob(f"{way}/{DATASET_FILE}")]
+    if not found:
+        raise FileNotFoundError(
+            f"{request.raw_folder}: no data set {dataset_id} there, nor in nnUNet_preprocessed or nnUNet_results; "
+            "correct --for-prediction, or leave out its number"
+        )
+    content = read_dataset_json(found[0], "restore it")
+    channels = content.get("channel_names") or content["modality"]
+    names = [channels[key] for key in sorted(channels, key=int)]
+    if set(names) != set(patterns):
+        raise ValueError(
+            f"{found[0]}: has the channels {', '.join(names)}, but --channel names {', '.join(patterns)}; name the same"
+        )
+    if content["file_ending"] != ".nii.gz":
+        raise ValueError(f"{found[0]}: a model of it takes {content['file_ending']}, not volumes; use another model")
+    return {name: patterns[name] for name in names}
 
 
 def _pairs(texts: Sequence[str], option: str, example: str) -> dict[str, str]:
@@ -264,7 +316,7 @@ def find_cases(
     Raises:
         FileNotFoundError: there are no folders.
     """
-    folders = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    folders = subfolders(source)
     if not folders:
         raise FileNotFoundError(
             f"{source}: no folders in it, one a patient is expected; give the folder that holds them"
@@ -296,6 +348,11 @@ def find_cases(
     notes = []
     if rows is not None:
         names = {folder.name for folder in folders}
+        if not names & rows.keys():
+            raise SourceError(
+                f"the table fits no folder: it names {_some(rows) or 'nothing'}, and the folders of {source} are "
+                f"{_some(names)}; name the column that holds the folders with --case-column"
+            )
         for fault, missing in (
             ("Folders that are not in the table (class unknown)", sorted(names - rows.keys())),
             ("Rows of the table without a folder", sorted(rows.keys() - names)),
@@ -307,9 +364,10 @@ def find_cases(
 
 def find_volumes(folder: Path) -> list[Path]:
     """Returns the volumes in a folder and below: files, and folders with DICOM files."""
-    places = [folder, *(path for path in sorted(folder.rglob("*")) if path.is_dir() and not path.name.startswith("."))]
+    paths = walk(folder)
     # broken links and folders of such names too, for reading them to fail and to say so
-    files = [path for path in sorted(folder.rglob("*")) if is_volume_file(path)]
+    files = [path for path in paths if is_volume_file(path)]
+    places = [path for path in (folder, *paths) if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
     return sorted({*files, *(place for place in places if dicom_files(place))})
 
 
@@ -327,6 +385,11 @@ def _match_problem(folder: Path, name: str, paths: Sequence[Path], volumes: Sequ
     if not paths:
         return f"{folder}: no file for {name}; there is {listed(volumes)}: change its pattern, or add the file"
     return f"{folder}: several files for {name}: {listed(paths)}; make its pattern narrower, or remove one"
+
+
+def _some(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:3]) + (", …" if len(ordered) > 3 else "")
 
 
 def _case_name(folder_name: str) -> str:

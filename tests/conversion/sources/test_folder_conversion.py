@@ -13,6 +13,7 @@ from volume_data import (
     DIRECTION,
     ORIGIN,
     SPACING,
+    as_image,
     mask_array,
     verify,
     volume_array,
@@ -162,6 +163,27 @@ def test_folder_that_is_not_in_the_table_has_an_unknown_class(source, raw):
     assert read_cases(raw / NAME / "cases.csv")["P3"].tumour_class == ""
 
 
+@pytest.mark.parametrize("rows", ["A,glioma\nB,met\n", ""])
+def test_table_that_fits_no_folder_is_refused(source, raw, rows):
+    (source / "cases.csv").write_text("patient,class\n" + rows)
+    with pytest.raises(SourceError, match="the table fits no folder: it names (A, B|nothing), .* with --case-column"):
+        convert(request(source, raw), **OPTIONS)
+    assert not raw.exists()
+
+
+def test_volumes_and_series_that_no_pattern_fits_are_named(source, raw):
+    write_dicom_series(source / "P3" / "T2", volume_array(22), "3")
+    (source / "P5").symlink_to(source / "gone")
+    (source / "P2" / "label").write_bytes((source / "P2" / "T1C_SEG.nrrd").read_bytes())
+    result = convert(request(source, raw), **OPTIONS)
+    assert [text.removeprefix(f"{source}/").partition(";")[0] for text in result.unused] == [
+        "P2/label: an image that was not used",
+        "P3/T2: 8 DICOM file(s) that were not used",
+        "P5: a broken link that was not used",
+    ]
+    assert "Not used, although images: 3: " in result.table
+
+
 def test_without_a_table_there_are_no_classes(source, raw):
     shutil.rmtree(source / "P4")
     result = convert(request(source, raw), channel=CHANNELS, mask="*seg*")
@@ -237,6 +259,77 @@ def test_two_folders_of_one_case_name_are_refused(source, raw):
     shutil.copytree(source / "P 1", source / "P+1")
     with pytest.raises(SourceError, match="case would be named P_1, as that of another folder; rename it"):
         convert(request(source, raw), **OPTIONS)
+
+
+def new_patients(source):
+    (source / "cases.csv").unlink()
+    for path in source.rglob("*.*"):
+        if "seg" in path.name.lower():
+            path.unlink()
+
+
+def test_new_patients_become_a_folder_to_predict(source, raw, monkeypatch, capsys):
+    new_patients(source)
+    monkeypatch.setenv("nnUNet_raw", str(raw))
+    (raw / "Dataset530_Training").mkdir(parents=True)
+    content = {"channel_names": {"0": "FLAIR", "1": "T1ce"}, "labels": {"background": 0, "tumour": 1}}
+    content |= {"numTraining": 3, "file_ending": ".nii.gz"}
+    (raw / "Dataset530_Training" / "dataset.json").write_text(json.dumps(content))
+    channels = [word for channel in CHANNELS for word in ("--channel", channel)]
+    common = ["folder", str(source), "-d", "613", "--name", "Hospital", "-np", "1", *channels]
+    assert main([*common, "--for-prediction", "530"]) == 0
+    assert f"braintum_predict -i {raw / NAME / 'imagesTs'} -o OUTPUT" in capsys.readouterr().out
+    names = [f"{case}_{channel:04d}.nii.gz" for case in ("P2", "P3", "P4", "P_1") for channel in (0, 1)]
+    assert sorted(path.name for path in (raw / NAME / "imagesTs").iterdir()) == names
+    assert sorted(path.name for path in (raw / NAME).iterdir()) == [
+        "cases.csv", "dataset.json", "imagesTs", "labelsTs", "provenance.json",
+    ]  # fmt: skip
+    # in the order of the data set that the model was trained on
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read(raw, "imagesTs/P3_0000.nii.gz")), volume_array(21))
+    assert dataset_json(raw)["channel_names"] == {"0": "FLAIR", "1": "T1ce"}
+    assert {case.split for case in read_cases(raw / NAME / "cases.csv").values()} == {"test"}
+    assert main([*common, "--for-prediction", "531", "--overwrite"]) == 1
+    assert "no data set 531 there" in capsys.readouterr().err
+    assert main([*common, "--channel", "T2=*t2*", "--for-prediction", "530", "--overwrite"]) == 1
+    assert "has the channels FLAIR, T1ce, but --channel names T1ce, FLAIR, T2; name the same" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("slices", [None, 2])
+def test_a_single_patient_with_a_mask_is_predicted_too(source, raw, slices):
+    for name in ("P2", "P3", "P4"):
+        shutil.rmtree(source / name)
+    result = convert(request(source, raw), **OPTIONS, for_prediction=0, representative_slices=slices)
+    assert (result.n_cases, result.unused) == (slices or 1, ())
+    assert "No classes" not in result.table
+    assert len(list((raw / NAME / "labelsTs").iterdir())) == result.n_cases
+    assert not (raw / NAME / "splits_final.json").exists()
+
+
+def test_mixed_planes_are_told_with_the_remedy(source, raw):
+    for path in (source / "P2").rglob("*.nrrd"):
+        image = sitk.ReadImage(str(path))
+        sitk.WriteImage(as_image(sitk.GetArrayFromImage(image), spacing=(2.5, 0.9, 1.1)), str(path))
+    result = convert(request(source, raw, dry_run=True), **OPTIONS, representative_slices=2)
+    assert (
+        "Slices in several planes: axial (6), sagittal (2): a 2-D network learns them as one; --plane" in result.table
+    )
+    result = convert(request(source, raw, dry_run=True), **OPTIONS, representative_slices=2, plane="axial")
+    assert "several planes" not in result.table
+    assert "several planes" not in convert(request(source, raw, dry_run=True), **OPTIONS).table
+
+
+@pytest.mark.parametrize(("plane", "axis"), [("axial", 2), ("coronal", 1), ("sagittal", 0)])
+def test_number_and_position_of_a_slice_are_recorded(source, raw, plane, axis):
+    convert(request(source, raw), **OPTIONS, representative_slices=2, plane=plane)
+    cases = [case for case in read_cases(raw / NAME / "cases.csv").values() if case.patient == "P2"]
+    volume = sitk.DICOMOrient(sitk.ReadImage(str(source / "P2" / "ax_T1C.nrrd")), "LPS")
+    normal = np.array(volume.GetDirection()).reshape(3, 3)[:, axis]
+    for case in cases:
+        assert case.case == f"P2_{int(case.slice):03d}"
+        index = [0, 0, 0]
+        index[axis] = int(case.slice)
+        expected = normal @ volume.TransformIndexToPhysicalPoint(index)
+        assert float(case.position) == pytest.approx(expected, abs=1e-3)
 
 
 def test_representative_slices(source, raw):
