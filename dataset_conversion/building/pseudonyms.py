@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import os
 import secrets
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from braintum.conversion.building.key_list import key_file, write_keys
 from braintum.conversion.format.cases import Case
+from braintum.conversion.format.dates import days_since_first
 from braintum.conversion.format.splits import Splits
 
 _SALT_BYTES = 32
@@ -101,11 +103,18 @@ class Pseudonyms:
             patient=self.of("patient", case.patient),
             group=self.of("group", case.group),
             source="",
+            date="",
         )
 
     def cases(self, cases: Iterable[Case]) -> list[Case]:
-        """Rows by pseudonym, so that their order says nothing either."""
-        return sorted((self.case(case) for case in cases), key=lambda case: case.case)
+        """Rows by pseudonym, so that their order says nothing either; dates become days since a patient's first."""
+        cases = list(cases)
+        dates: dict[str, set[str]] = defaultdict(set)
+        for case in cases:
+            dates[case.patient or case.case].add(case.date)
+        days = {patient: days_since_first(texts) for patient, texts in dates.items()}
+        named = [replace(self.case(case), date=days[case.patient or case.case].get(case.date, "")) for case in cases]
+        return sorted(named, key=lambda case: case.case)
 
     def splits(self, splits: Splits) -> Splits:
         """Splits of the pseudonyms."""

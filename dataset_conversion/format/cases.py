@@ -31,7 +31,7 @@ class Case:
         source: the file that the case was made from, relative to the source folder, with forward slashes.
         slice: number of a slice of a volume, from 0 at the feet, the front or the right; of a file a slice, its own.
         position: of a slice along the normal of its plane in mm, in the patient's coordinates: to the head, back, left.
-        date: of the examination, as the source writes it.
+        date: of the examination, YYYY-MM-DD, or another word for it.
     """
 
     case: str

@@ -7,36 +7,36 @@
 
 Files are chosen by patterns with `*` and `?`, in upper or lower case alike: `--channel T1ce='*t1c*'` matches
 `t1c.nii.gz` as well as the series' folder `T1C`; a pattern with a slash has to match the path within the patient's
-folder. Files that match the mask's pattern are no channels. All volumes of a patient have to lie on one grid
-(`volumes.geometry_problems`): nothing is resampled here.
+folder. Files that match the mask's pattern are no channels. Where names say nothing, DICOM series are chosen by their
+descriptions, and a patient's folder may hold a folder an examination: see `examinations`. All volumes of an examination
+have to lie on one grid (`volumes.geometry_problems`): nothing is resampled here.
 
-A case is named after its folder, and its patient is the table's (`--patient-column`); where one patient has several
-folders, `--case-column` names the column with the folders. A folder that is not in the table has an unknown class.
-Masks are binary (every value but 0 is tumour), or hold the values that `--labels` names. A patient without a mask
-learns the class only (ignore label), unless the class is the negative one: then an empty mask is the truth. New
-patients, with neither mask nor class, are converted with `--for-prediction`.
+A case is named after its folders below the source's, and its patient is the table's (`--patient-column`); where one
+patient has several folders, `--case-column` names the column with the folders, or `--date-column` the one with dates
+that the folders' names hold. A folder that is not in the table has an unknown class. Masks are binary (every value but
+0 is tumour), or hold the values that `--labels` names. A patient without a mask learns the class only (ignore label),
+unless the class is the negative one: then an empty mask is the truth. New patients, with neither mask nor class, are
+converted with `--for-prediction`.
 """
 
 import argparse
-import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from braintum.conversion.building.inspection import SourceError
+from braintum.conversion.building.examinations import find_examinations
 from braintum.conversion.building.raw_dataset import DATASET_FILE, ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.slices import PLANES, SliceChoice
-from braintum.conversion.building.source_tables import read_diagnoses
+from braintum.conversion.building.source_tables import Diagnoses, read_diagnoses
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
-from braintum.conversion.files.folders import subfolders, walk
+from braintum.conversion.files.folders import subfolders
 from braintum.conversion.files.json_files import read_dataset_json
-from braintum.conversion.files.volumes import VolumeError, dicom_files, files_of, is_volume_file, read_case
+from braintum.conversion.files.volumes import Volume, VolumeError, dicom_files, files_of, read_case
 from braintum.conversion.format.cases import Case
 from braintum.conversion.format.class_names import NEGATIVE_CLASS, unified_schema
 
@@ -59,8 +59,8 @@ class FolderCase:
     """
 
     case: Case
-    channels: tuple[Path, ...]
-    mask: Path | None
+    channels: tuple[Volume, ...]
+    mask: Volume | None
     labels: tuple[tuple[int, int], ...] | None
 
     @property
@@ -83,7 +83,7 @@ class FolderCase:
                 mask = np.zeros(images[0].GetSize()[::-1], np.uint8)
         return LoadedVolume(images, mask, remarks)
 
-    def _map_labels(self, array: np.ndarray, path: Path) -> np.ndarray:
+    def _map_labels(self, array: np.ndarray, path: Volume) -> np.ndarray:
         if self.labels is None:
             return (array != 0).astype(np.uint8)
         known = {0: 0, **dict(self.labels)}
@@ -113,9 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="the values in the masks, such as core=1 oedema=2; without it every value but 0 is tumour",
     )
-    parser.add_argument(
-        "--table", type=Path, metavar="CSV", help="table with a row a patient (UTF-8, comma or semicolon)"
-    )
+    parser.add_argument("--table", type=Path, metavar="CSV", help="table with a row a patient or examination")
     parser.add_argument(
         "--patient-column", default="patient", metavar="NAME", help="its column of patients (default: %(default)s)"
     )
@@ -124,6 +122,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--case-column", metavar="NAME", help="its column of folder names (default: the patients' column)"
+    )
+    parser.add_argument(
+        "--date-column",
+        metavar="NAME",
+        help="its column of dates, where a patient's examinations lie in folders that name the date",
     )
     parser.add_argument(
         "--for-prediction",
@@ -157,6 +160,7 @@ def convert(
     patient_column: str = "patient",
     class_column: str = "class",
     case_column: str | None = None,
+    date_column: str | None = None,
     representative_slices: int | None = None,
     plane: str = "auto",
     for_prediction: int | None = None,
@@ -173,6 +177,7 @@ def convert(
         patient_column: the table's column of patients.
         class_column: the table's column of diagnoses.
         case_column: the table's column of folder names, where these are not the patients.
+        date_column: the table's column of dates, where patients have several examinations.
         representative_slices: number of 2-D cases a patient; None for volumes.
         plane: `auto` or the plane of the slices.
         for_prediction: None for training; otherwise all cases go to imagesTs, with the channels in the order of this
@@ -203,19 +208,19 @@ def convert(
         "mask": mask,
         "labels": None if labels is None else list(labels),
         "table": None if table is None else str(table),
-        "columns": [patient_column, class_column, case_column],
+        "columns": [patient_column, class_column, case_column, date_column],
         "representative_slices": representative_slices,
         "plane": plane,
         "for_prediction": for_prediction,
     }
     dataset = RawDataset.open(request, KIND, options)
-    rows = None
+    diagnoses = None
     if table is not None:
         path = next((p for p in (request.source / table, table) if p.is_file()), None)
         if path is None:
             raise FileNotFoundError(f"{request.source / table}: no such table, nor {table}; correct --table")
-        rows = read_diagnoses(path, patient_column, class_column, case_column or patient_column)
-    sources, problems, notes = find_cases(request.source, patterns, mask, label_values, rows)
+        diagnoses = read_diagnoses(path, patient_column, class_column, case_column or patient_column, date_column)
+    sources, problems, notes = find_cases(request.source, patterns, mask, label_values, diagnoses)
     classes = {source.case.tumour_class for source in sources} - {""}
     if for_prediction is not None:
         sources = [replace(source, case=replace(source.case, split="test")) for source in sources]
@@ -299,7 +304,7 @@ def find_cases(
     patterns: Mapping[str, str],
     mask: str | None,
     labels: Mapping[str, int] | None,
-    rows: Mapping[str, tuple[str, str]] | None,
+    table: Diagnoses | None,
 ) -> tuple[list[FolderCase], list[str], list[str]]:
     """Finds the volumes of all patients.
 
@@ -308,36 +313,38 @@ def find_cases(
         patterns: channel -> pattern.
         mask: the masks' pattern.
         labels: name -> value in the masks; None: binary.
-        rows: the table: folder name -> patient and class.
+        table: of diagnoses.
 
     Returns:
         The cases, sorted by folder; the problems; and sentences for the summary.
 
     Raises:
         FileNotFoundError: there are no folders.
+        SourceError: the table fits none of them.
     """
-    folders = subfolders(source)
+    folders = subfolders(source) or ([source] if dicom_files(source) else [])
     if not folders:
         raise FileNotFoundError(
             f"{source}: no folders in it, one a patient is expected; give the folder that holds them"
         )
     mapping = None if labels is None else tuple((value, i) for i, value in enumerate(labels.values(), start=1))
     cases, problems = [], []
-    for folder in folders:
-        patient, diagnosis = (rows or {}).get(folder.name, (folder.name, ""))
-        volumes = find_volumes(folder)
-        masks = _matching(volumes, mask, folder) if mask else []
-        others = [path for path in volumes if path not in masks]
-        chosen = {name: _matching(others, pattern, folder) for name, pattern in patterns.items()}
-        if len(masks) > 1:
-            chosen["mask"] = masks
-        faults = [_match_problem(folder, name, paths, volumes) for name, paths in chosen.items() if len(paths) != 1]
+    patients: dict[str, list[str]] = defaultdict(list)
+    for examination in (found for folder in folders for found in find_examinations(folder, patterns, mask)):
+        parts = examination.parts(source) or (source.name,)
+        faults = examination.faults()
+        try:
+            row = (table or Diagnoses({})).find(parts, examination.names_within())
+        except ValueError as error:
+            faults.append(f"{examination.folder}: {error}")
         problems += faults
         if not faults:
-            case = Case(_case_name(folder.name), diagnosis, patient, source=folder.name)
-            cases.append(
-                FolderCase(case, tuple(paths[0] for paths in chosen.values()), next(iter(masks), None), mapping)
-            )
+            label, place = "/".join(parts), examination.folder.relative_to(source).as_posix()
+            patient = row.patient or examination.patient or (parts[0] if len(parts) < 3 else "/".join(parts[:-1]))
+            patients[patient].append(label)
+            case = Case(_case_name(label), row.tumour_class, patient, source=place, date=row.date)
+            channels = tuple(volumes[0] for volumes in examination.chosen.values())
+            cases.append(FolderCase(case, channels, next(iter(examination.masks), None), mapping))
     counts = Counter(case.case.case for case in cases)
     problems += [
         f"{source / case.case.source}: its case would be named {case.case.case}, as that of another folder; rename it"
@@ -345,51 +352,12 @@ def find_cases(
         if counts[case.case.case] > 1
     ]
     cases = [case for case in cases if counts[case.case.case] == 1]
-    notes = []
-    if rows is not None:
-        names = {folder.name for folder in folders}
-        if not names & rows.keys():
-            raise SourceError(
-                f"the table fits no folder: it names {_some(rows) or 'nothing'}, and the folders of {source} are "
-                f"{_some(names)}; name the column that holds the folders with --case-column"
-            )
-        for fault, missing in (
-            ("Folders that are not in the table (class unknown)", sorted(names - rows.keys())),
-            ("Rows of the table without a folder", sorted(rows.keys() - names)),
-        ):
-            if missing:
-                notes.append(f"{fault}: {', '.join(missing)}.")
-    return cases, problems, notes
-
-
-def find_volumes(folder: Path) -> list[Path]:
-    """Returns the volumes in a folder and below: files, and folders with DICOM files."""
-    paths = walk(folder)
-    # broken links and folders of such names too, for reading them to fail and to say so
-    files = [path for path in paths if is_volume_file(path)]
-    places = [path for path in (folder, *paths) if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
-    return sorted({*files, *(place for place in places if dicom_files(place))})
-
-
-def _matching(volumes: Sequence[Path], pattern: str, folder: Path) -> list[Path]:
-    def name(path: Path) -> str:
-        return path.relative_to(folder).as_posix() if "/" in pattern else path.name
-
-    return [path for path in volumes if fnmatchcase(name(path).lower(), pattern.lower())]
-
-
-def _match_problem(folder: Path, name: str, paths: Sequence[Path], volumes: Sequence[Path]) -> str:
-    def listed(some: Sequence[Path]) -> str:
-        return ", ".join(path.relative_to(folder).as_posix() for path in some) or "no volumes at all"
-
-    if not paths:
-        return f"{folder}: no file for {name}; there is {listed(volumes)}: change its pattern, or add the file"
-    return f"{folder}: several files for {name}: {listed(paths)}; make its pattern narrower, or remove one"
-
-
-def _some(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    return ", ".join(ordered[:3]) + (", …" if len(ordered) > 3 else "")
+    notes = [
+        f"Several examinations: {patient} ({', '.join(labels)})."
+        for patient, labels in sorted(patients.items())
+        if len(labels) > 1 and any("/" in label for label in labels)
+    ]
+    return cases, problems, notes + (table.notes(source) if table else [])
 
 
 def _case_name(folder_name: str) -> str:

@@ -189,6 +189,13 @@ def test_pseudonyms_do_not_mix_kinds_and_keep_what_is_unknown() -> None:
     assert SALT.case(Case("a", patient="1")).patient == SALT.case(Case("b", patient="1")).patient != ""
 
 
+def test_dates_become_days() -> None:
+    dates = {"a": "2024-01-31", "b": "2024-03-01", "c": "2023-12-24", "d": "baseline"}
+    cases = [Case(name, patient="2" if name == "c" else "1", date=date) for name, date in dates.items()]
+    days = {case.case: case.date for case in SALT.cases(cases)}
+    assert [days[SALT.name(name)] for name in "abcd"] == ["0", "30", "0", ""]
+
+
 def test_short_salt_is_refused(tmp_path: Path) -> None:
     (tmp_path / "salt").write_text("secret\n")
     with pytest.raises(ValueError, match="salt: holds 6 bytes"):

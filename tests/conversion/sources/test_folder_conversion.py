@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -23,10 +24,11 @@ from volume_data import (
 
 from braintum.conversion.building.inspection import SourceError
 from braintum.conversion.building.raw_dataset import ConversionRequest
+from braintum.conversion.building.source_tables import read_diagnoses
 from braintum.conversion.cli import main
-from braintum.conversion.files.volumes import VolumeError, compact, read_volume
+from braintum.conversion.files.volumes import VolumeError, check_images, compact, read_volume
 from braintum.conversion.format.cases import read_cases
-from braintum.conversion.sources.folder import convert
+from braintum.conversion.sources.folder import convert, find_cases
 
 NAME = "Dataset613_Hospital"
 CHANNELS = ["T1ce=*t1c*", "FLAIR=*flair*"]
@@ -163,6 +165,113 @@ def test_folder_that_is_not_in_the_table_has_an_unknown_class(source, raw):
     assert read_cases(raw / NAME / "cases.csv")["P3"].tumour_class == ""
 
 
+def diagnoses(source, date_column=None):
+    return read_diagnoses(source / "cases.csv", "patient", "class", "patient", date_column)
+
+
+def write_examination(folder, seed):
+    write_volume_file(folder / "t1c.nii.gz", volume_array(seed))
+    write_volume_file(folder / "deeper" / "flair.nii.gz", volume_array(seed + 1))
+    write_volume_file(folder / "seg.nii.gz", mask_array())
+
+
+def test_examinations_in_folders_of_a_patient(tmp_path, raw):
+    source = tmp_path / "source"
+    for number, place in enumerate(
+        ("P1/2019-01-05", "P1/MR_20200203", "P1/2021_03_04", "P2", "P3/baseline", "P3/v2", "P4/2018-07-08")
+    ):
+        write_examination(source / place, 10 * number)
+    (source / "P1" / "2021_03_04" / "deeper" / "flair.nii.gz").unlink()
+    rows = [
+        "P1;05.01.2019;Gliom",
+        "P1;3.2.2020;Rezidiv",
+        "P1;1.1.2022;Gliom",
+        "P2;;MET",
+        "P3;Baseline;Gliom",
+        "P4;7.8.2018;MET",
+        "P4;8.7.2018;Gliom",
+    ]
+    (source / "cases.csv").write_text("\n".join(["patient;date;class", *rows]))
+    result = convert(request(source, raw, strict=False), **OPTIONS, date_column="date")
+    cases = read_cases(raw / NAME / "cases.csv").values()
+    assert [(case.case, case.patient, case.tumour_class, case.date, case.source) for case in cases] == [
+        ("P1_2019-01-05", "P1", "gliom", "2019-01-05", "P1/2019-01-05"),
+        ("P1_MR_20200203", "P1", "rezidiv", "2020-02-03", "P1/MR_20200203"),
+        ("P2", "P2", "metastasis", "", "P2"),
+        ("P3_baseline", "P3", "gliom", "Baseline", "P3/baseline"),
+        ("P3_v2", "P3", "", "", "P3/v2"),
+        ("P4", "P4", "gliom", "2018-07-08", "P4"),
+    ]
+    (problem,) = result.problems
+    assert problem.startswith(f"{source / 'P1' / '2021_03_04'}: no file for FLAIR; there is seg.nii.gz, t1c.nii.gz")
+    assert "Several examinations: P1 (P1/2019-01-05, P1/MR_20200203).\n" in result.table
+    assert "Rows of the table without a folder: P1 2022-01-01, P4 2018-08-07." in result.table
+    for split in json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8")):
+        assert ("P3_v2" in split["val"]) == ("P3_baseline" in split["val"])
+
+
+def test_series_of_one_examination_are_no_examinations(source, raw):
+    for name in ("T1C_a", "T1C_b"):
+        write_dicom_series(source / "P5" / name, volume_array(30), name[-1:].replace("a", "8").replace("b", "9"))
+    with pytest.raises(SourceError, match="P5: several files for T1ce: T1C_a, T1C_b; make its pattern narrower"):
+        convert(request(source, raw), channel=["T1ce=*t1c*"], mask="*seg*")
+
+
+@pytest.mark.parametrize("date", ["03/04/2020", "3/4/2020"])
+def test_ambiguous_dates_and_rows_are_refused(source, raw, date):
+    (source / "cases.csv").write_text(f"patient,date,class\nP2,{date},met\n")
+    with pytest.raises(SourceError, match="line 2: .* may be 2020-03-04 or 2020-04-03; correct it"):
+        convert(request(source, raw), **OPTIONS, date_column="date")
+    (source / "cases.csv").write_text("patient,date,class\nP2,2020-01-01,met\nP2,2021-01-01,met\n")
+    with pytest.raises(SourceError, match=r"P2: the table has several rows of P2 \(2020-01-01, 2021-01-01\); name the"):
+        convert(request(source, raw), **OPTIONS, date_column="date")
+
+
+DESCRIPTION, PROTOCOL, PATIENT_ID, STUDY, STUDY_DATE = "0008|103e", "0018|1030", "0010|0020", "0020|000d", "0008|0020"
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_series_are_told_by_their_descriptions(source, raw, flat):
+    shutil.rmtree(source / "P3")
+    headers = ({DESCRIPTION: "t2_tse"}, {DESCRIPTION: "FLAIR tra"}, {DESCRIPTION: "mpr", PROTOCOL: "T1_MPR_T1c"})
+    for number, header in enumerate(headers, start=1):
+        folder = source / "P3" / ("export" if flat else f"{number:03d}")
+        write_dicom_series(folder, volume_array(20 + number), str(number), prefix=f"IM{number}_", headers=header)
+    result = convert(request(source, raw), **OPTIONS)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read(raw, "imagesTr/P3_0000.nii.gz")), volume_array(23))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read(raw, "imagesTr/P3_0001.nii.gz")), volume_array(22))
+    (unused,) = result.unused
+    assert unused.startswith(f"{source / 'P3' / ('export' if flat else '001')}: 8 DICOM file(s)")
+    place = "export (mpr)" if flat else "003 (mpr)"
+    with pytest.raises(SourceError, match=f"P3: no file for PD; there is .*{re.escape(place)}"):
+        convert(request(source, raw, overwrite=True), channel=[*CHANNELS, "PD=*pd*"], mask="*seg*")
+
+
+def test_export_of_several_studies_in_one_folder(tmp_path, raw):
+    source = tmp_path / "export"
+    for number, (patient, date) in enumerate((("17", "20190105"), ("17", "20200203"), ("18", "20190105")), start=1):
+        for channel, name in enumerate(("T1c", "FLAIR")):
+            headers = {DESCRIPTION: name, PATIENT_ID: patient, STUDY: f"1.2.3.{number}", STUDY_DATE: date}
+            write_dicom_series(
+                source,
+                volume_array(10 * number + channel),
+                f"{number}{channel}",
+                prefix=f"{number}{channel}",
+                headers=headers,
+            )
+    (source / "cases.csv").write_text("patient,class\n17,glioma\n18,met\n")
+    assert convert(request(source, raw), channel=CHANNELS, table=Path("cases.csv")).unused == ()
+    cases = read_cases(raw / NAME / "cases.csv").values()
+    assert [(case.case, case.patient, case.tumour_class, case.date) for case in cases] == [
+        ("17_2019-01-05", "17", "glioma", "2019-01-05"),
+        ("17_2020-02-03", "17", "glioma", "2020-02-03"),
+        ("18_2019-01-05", "18", "metastasis", "2019-01-05"),
+    ]
+    np.testing.assert_array_equal(
+        sitk.GetArrayFromImage(read(raw, "imagesTr/18_2019-01-05_0001.nii.gz")), volume_array(31)
+    )
+
+
 @pytest.mark.parametrize("rows", ["A,glioma\nB,met\n", ""])
 def test_table_that_fits_no_folder_is_refused(source, raw, rows):
     (source / "cases.csv").write_text("patient,class\n" + rows)
@@ -209,9 +318,22 @@ def test_faulty_table_is_refused(source, raw, text, words):
     assert str(source / "cases.csv") in str(caught.value)
 
 
-def test_table_that_is_not_utf8_or_not_there(source, raw):
-    (source / "cases.csv").write_bytes("patient,class\nP2,Hirn\xe4\n".encode("latin-1"))
-    with pytest.raises(SourceError, match="cases.csv: not readable as a table .*'utf-8' codec"):
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8-sig"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_tables_as_spreadsheets_save_them(source, raw, encoding, separator, caplog):
+    (source / "P4").rename(source / "Müller")
+    rows = [("patient", "class"), ("P 1", "Glioma"), ("Müller", "Meningioma")]
+    (source / "cases.csv").write_bytes("\r\n".join(map(separator.join, rows)).encode(encoding))
+    sources = find_cases(source, {"T1ce": "*t1c*"}, "*seg*", None, diagnoses(source))[0]
+    assert {case.case.patient: case.case.tumour_class for case in sources} == {
+        "P 1": "glioma", "P2": "", "P3": "", "Müller": "meningioma",
+    }  # fmt: skip
+    assert ("read as Windows-1252" in caplog.text) == (encoding == "cp1252")
+
+
+def test_table_in_no_known_encoding_or_not_there(source, raw):
+    (source / "cases.csv").write_bytes(b"patient,class\nP2,Hirn\x81\n")
+    with pytest.raises(SourceError, match="cases.csv: not readable as a table"):
         convert(request(source, raw), **OPTIONS)
     (source / "cases.csv").unlink()
     with pytest.raises(FileNotFoundError, match="no such table"):
@@ -425,6 +547,15 @@ def test_volume_of_several_components_or_dimensions_is_refused(tmp_path):
     sitk.WriteImage(time_points, str(tmp_path / "four.nii.gz"))
     with pytest.raises(VolumeError, match="has 4 dimensions"):
         read_volume(tmp_path / "four.nii.gz")
+    with pytest.raises(VolumeError, match="four.nii.gz: has 4 dimensions; a volume has 3"):
+        check_images([str(tmp_path / "four.nii.gz")])
+
+
+def test_spacing_in_metres_is_refused(tmp_path):
+    path = write_volume_file(tmp_path / "t1.nii.gz", volume_array(1), spacing=(0.001, 0.001, 0.005))
+    for read_file in (read_volume, lambda path: check_images([str(path)])):
+        with pytest.raises(VolumeError, match=r"t1.nii.gz: a spacing of 0.001 mm cannot be \(metres, not mm\?\)"):
+            read_file(path)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
