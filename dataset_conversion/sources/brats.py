@@ -35,7 +35,7 @@ from braintum.conversion.building.slices import add_slice_arguments, slice_choic
 from braintum.conversion.building.source_tables import read_rows
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
 from braintum.conversion.files.folders import walk
-from braintum.conversion.files.volumes import VolumeError, read_case
+from braintum.conversion.files.volumes import Volume, VolumeError, read_case
 from braintum.conversion.format.cases import Case
 from braintum.conversion.format.class_names import known_name, unified_schema
 from braintum.conversion.format.label_names import BRATS_LABELS, BRATS_REGIONS
@@ -111,7 +111,7 @@ class BratsCase:
         return LoadedVolume(images, labels, remarks)
 
 
-def map_labels(array: np.ndarray, path: Path, convention: str) -> np.ndarray:
+def map_labels(array: np.ndarray, path: Volume, convention: str) -> np.ndarray:
     """Returns labels of the source as ours, uint8.
 
     Raises:

@@ -240,7 +240,8 @@ def find_patients(
     accounted: list[Path] = []
     problems = []
     for path in walk(source):
-        if path.is_dir() and _PATIENT.fullmatch(path.name) and any(map(_is_slice, path.iterdir())):
+        is_patient = path.is_dir() and _PATIENT.fullmatch(path.name)
+        if is_patient and any(_SLICE.fullmatch(file.name) for file in path.iterdir()):
             if path.name in folders:  # the download holds a second copy, lgg-mri-segmentation/kaggle_3m
                 if not _same_files(path, folders[path.name]):
                     problems.append(f"{path}: differs from {folders[path.name]}; remove the wrong one of the two")
@@ -265,10 +266,6 @@ def find_patients(
     return patients, problems, notes, accounted
 
 
-def _is_slice(path: Path) -> bool:
-    return _SLICE.fullmatch(path.name) is not None and not path.name.startswith(".")
-
-
 def _patient(folder_name: str) -> str:
     """Returns the patient's name without the date."""
     match = _PATIENT.fullmatch(folder_name)
@@ -287,7 +284,7 @@ def _find_slices(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...], list
     problems = []
     for path in sorted(folder.iterdir()):
         match = _SLICE.fullmatch(path.name)
-        if match is None or not _is_slice(path):
+        if match is None or path.name.startswith("."):
             continue
         if match["case"] != folder.name:
             problems.append(f"{path}: belongs to another patient by its name; move it, or remove it")
