@@ -86,6 +86,11 @@ class Audit:
         """Something is on several sides of a split."""
         return any(split.crossings for split in self.splits)
 
+    @property
+    def num_left_out(self) -> int:
+        """Images that could not be read, or were not looked at."""
+        return len(self.unreadable) + len(self.source.not_read)
+
     def to_json(self) -> dict[str, Any]:
         """Returns the content of `audit.json`."""
         names = [image.name for image in self.source.images]
@@ -129,6 +134,7 @@ class Audit:
             "image_problems": self.image_problems,
             "mask_problems": self.mask_problems,
             "unreadable": list(self.unreadable),
+            "not_read": self.source.not_read,
         }
 
 

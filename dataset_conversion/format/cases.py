@@ -3,18 +3,17 @@
 import csv
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from datetime import datetime
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from braintum.conversion.files.atomic import atomic_path
+from braintum.conversion.format.dates import read_date
 
 CASES_FILE = "cases.csv"
 _CLASS_COLUMN = "class"
 """`class` is a Python keyword: the attribute is called `tumour_class`."""
 _NEEDED = ("case", _CLASS_COLUMN)
-_DATE_COLUMN = "date"
 SPLITS = ("train", "test")
 """Of imagesTr and imagesTs."""
 
@@ -32,6 +31,9 @@ class Case:
         plane: `axial`, `coronal` or `sagittal`.
         spacing: in mm, in the order x y [z], separated by blanks.
         source: the file that the case was made from, relative to the source folder, with forward slashes.
+        slice: number of a slice of a volume, from 0 at the feet, the front or the right; of a file a slice, its own.
+        position: of a slice along the normal of its plane in mm, in the patient's coordinates: to the head, back, left.
+        date: of the examination, YYYY-MM-DD, or another word for it.
     """
 
     case: str
@@ -42,10 +44,15 @@ class Case:
     plane: str = ""
     spacing: str = ""
     source: str = ""
+    slice: str = ""
+    position: str = ""
+    date: str = ""
 
 
-_ATTRIBUTES = tuple(field.name for field in fields(Case))
-COLUMNS = tuple(_CLASS_COLUMN if name == "tumour_class" else name for name in _ATTRIBUTES)
+OPTIONAL_COLUMNS = ("slice", "position", "date")
+"""They are there only where a case has a value."""
+_ATTRIBUTES = {_CLASS_COLUMN if field.name == "tumour_class" else field.name: field.name for field in fields(Case)}
+COLUMNS = tuple(column for column in _ATTRIBUTES if column not in OPTIONAL_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -129,9 +136,10 @@ def write_cases(path: str | os.PathLike[str], cases: Iterable[Case]) -> None:
         atomic_path(path) as partial,
         open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
+        columns = [*COLUMNS, *(name for name in OPTIONAL_COLUMNS if any(getattr(row, name) for row in rows))]
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(asdict(row).values() for row in rows)
+        writer.writerow(columns)
+        writer.writerows([getattr(row, _ATTRIBUTES[column]) for column in columns] for row in rows)
 
 
 def read_cases(path: str | os.PathLike[str], class_names: Sequence[str] | None = None) -> dict[str, Case]:
@@ -152,8 +160,8 @@ def read_cases(path: str | os.PathLike[str], class_names: Sequence[str] | None =
     """
     cases: dict[str, Case] = {}
     for place, row in _rows(path):
-        values = {name: row.get(column, "").strip() for name, column in zip(_ATTRIBUTES, COLUMNS, strict=True)}
-        case = replace(Case(**values), split=values["split"] or SPLITS[0])
+        case = Case(**{name: row[column].strip() for column, name in _ATTRIBUTES.items() if column in row})
+        case = replace(case, split=case.split or SPLITS[0])
         _check_row(case, place, cases, class_names)
         cases[case.case] = case
     return cases
@@ -163,26 +171,16 @@ def read_dates(path: str | os.PathLike[str]) -> dict[str, str]:
     """Reads the column `date` of `cases.csv`, where there is one.
 
     Returns:
-        Case name -> date as YYYY-MM-DD; cases without one are left out.
+        Case name -> date as YYYY-MM-DD, or the other word that stands there; cases without one are left out.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no `cases.csv`, or holds something else than dates (YYYY-MM-DD, YYYYMMDD, DD.MM.YYYY).
+        ValueError: the file is no `cases.csv`, or it is not clear which number of a date is the month.
     """
-    dates = {}
-    for place, row in _rows(path):
-        if text := row.get(_DATE_COLUMN, "").strip():
-            dates[row["case"].strip()] = _iso_date(text, place)
-    return dates
-
-
-def _iso_date(text: str, place: str) -> str:
-    for pattern in ("%Y-%m-%d", "%Y%m%d", "%d.%m.%Y"):
-        try:
-            return datetime.strptime(text, pattern).date().isoformat()
-        except ValueError:
-            continue
-    raise ValueError(f"{place}: date {text!r}; write it as YYYY-MM-DD")
+    try:
+        return {name: read_date(case.date) for name, case in read_cases(path).items() if case.date}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; write dates as YYYY-MM-DD") from error
 
 
 def _rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, str]]]:

@@ -16,6 +16,8 @@ _MAX_FILES = 100_000
 _MAX_BYTES = 200 * 2**30
 _MAX_RATIO = 200  # weights and images do not compress further
 _SMALL = 10 * 2**20  # below, the ratio does not matter
+_PREDICTION_FILE = re.compile(r'"prediction_file": "([^"]*)"')
+_PSEUDONYM = re.compile(r"case_[0-9a-f]{16}")
 
 
 def install_model(archive: str | os.PathLike[str], results: str | os.PathLike[str], trust: bool = False) -> list[Path]:
@@ -63,6 +65,13 @@ def install_model(archive: str | os.PathLike[str], results: str | os.PathLike[st
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise ValueError(f"{archive} is no zip file, or damaged: {error}; download it again") from error
     return [results / model for model in models]
+
+
+def named_cases(model: Path) -> list[str]:
+    """Cases that a model's summaries of its validation name, other than by pseudonyms of ``--pseudonymise``."""
+    texts = (file.read_text(encoding="utf-8", errors="replace") for file in sorted(model.rglob("summary.json")))
+    files = {re.split(r"[/\\]", path)[-1] for text in texts for path in _PREDICTION_FILE.findall(text)}
+    return sorted(name for name in (file.partition(".")[0] for file in files) if not _PSEUDONYM.fullmatch(name))
 
 
 def _checked_members(content: zipfile.ZipFile, archive: Path) -> dict[zipfile.ZipInfo, PurePosixPath]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from braintum.conversion.format.cases import ClassSchema, read_cases
+from braintum.conversion.format.dates import latest_date
 from braintum.conversion.format.patients import patient_of_cases, patient_probabilities
 from braintum.inference.results.results import read_case_results, write_results_table
 
@@ -57,7 +58,7 @@ def patient_results(
         results: one a case, as of :func:`braintum.inference.results.results.case_result`.
         patients: case → patient; a case without one is its own patient.
         schema: class names.
-        dates: case → its date, as text that sorts by time; a case may be missing.
+        dates: case → its date, see :func:`braintum.conversion.format.dates.latest_date`; a case may be missing.
 
     Returns:
         One a patient: ``patient``, ``predicted_class``, ``confidence``, ``probabilities`` (mean of the cases weighted
@@ -86,8 +87,9 @@ def patient_results(
     merged = []
     for patient, values in probabilities.items():
         own = own_results[patient]
-        date = max((dates or {}).get(result["case"], "") for result in own)
-        latest = [result for result in own if (dates or {}).get(result["case"], "") == date]
+        own_dates = [(dates or {}).get(result["case"], "") for result in own]
+        date = latest_date(own_dates)
+        latest = [result for result, own_date in zip(own, own_dates, strict=True) if own_date == date]
         units = {result["volume_unit"] for result in latest}
         is_known = len(units) == 1 and (len(latest) == 1 or units != {"mm3"})
         winner = int(values.argmax())
@@ -98,7 +100,7 @@ def patient_results(
                 "confidence": float(values[winner]),
                 "probabilities": dict(zip(names, values.tolist(), strict=True)),
                 "num_cases": len(own),
-                "date": date,
+                "date": date or "",
                 "tumour_volume": sum(result["tumour_volume"] for result in latest) if is_known else None,
                 "volume_unit": units.pop() if is_known else "",
             }
