@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from braintum.commands import registration
+from braintum.commands.cuda_warnings import hide_cuda_warnings
 from braintum.commands.errors import BraintumError, BraintumWarning, CommandError
 from braintum.commands.version import check_nnunet_version
 
@@ -115,8 +116,9 @@ def _describe(error: Exception) -> str:
 
 @contextmanager
 def _warnings_as_lines() -> Iterator[None]:
-    """Show our own warnings as a line each; others as ever."""
+    """Show our own warnings as a line each; others as ever, unless they say what everybody knows."""
     with warnings.catch_warnings():
+        hide_cuda_warnings()
         show = warnings.showwarning
 
         def show_line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:

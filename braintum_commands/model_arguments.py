@@ -1,6 +1,7 @@
 """The arguments by which every command names a trained model."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 DEFAULT_CHECKPOINT = "checkpoint_final.pth"
@@ -28,6 +29,22 @@ def fold(text: str) -> int | str:
     return text if text == "all" else int(text)
 
 
+def held_out_fold(text: str) -> int:
+    """A fold of the command line that has held-out cases.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no number.
+    """
+    if text.isdecimal():
+        return int(text)
+    if text == "all":
+        raise argparse.ArgumentTypeError(
+            "fold_all is trained on every case, so none is held out: leave -f away for all numbered folds that are "
+            "validated, or predict other cases and evaluate those (braintum_predict, braintum_evaluate -p -g)"
+        )
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of a fold")
+
+
 def model_folder(args: argparse.Namespace) -> Path:
     """The folder of the model that the arguments name.
 
@@ -42,8 +59,21 @@ def model_folder(args: argparse.Namespace) -> Path:
     else:
         folder = results_folder(args.d, args.tr, args.p, args.c, "set it, or give the model with -m")
     if not folder.is_dir():
-        raise FileNotFoundError(f"no trained model at {folder}; train it first, or check -d -tr -p -c or -m")
+        raise no_model_at([folder], "train it first, or check -d -tr -p -c or -m")
     return folder
+
+
+def no_model_at(folders: Sequence[Path], remedy: str) -> FileNotFoundError:
+    """The error where none of some model folders exists; it lists the models that are beside them.
+
+    Args:
+        folders: that were looked for.
+        remedy: what to check.
+    """
+    there = sorted({path for folder in folders for path in folder.parent.glob("*__*__*") if path.is_dir()})
+    described = ["-tr {} -p {} -c {}".format(*path.name.split("__", 2)) for path in there]
+    listed = f"; there are: {', '.join(described)}" if described else f", nor any other in {folders[0].parent}"
+    return FileNotFoundError(f"no trained model at {', '.join(map(str, folders))}{listed}; {remedy}")
 
 
 def dataset_name(dataset: int | str) -> str:

@@ -15,12 +15,13 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
 from braintum.conversion.files.atomic import write_json_atomic
+from braintum.conversion.files.json_files import check_is_v2
 from braintum.conversion.files.orientation import ORIENTATIONS_ENTRY
 from braintum.conversion.files.parallel import run_cases
 from braintum.conversion.format.cases import CASES_FILE, ClassSchema, read_cases
 from braintum.planner.fingerprint.case_fingerprint import COMPACT_TYPES, CaseFiles, CaseFingerprint, analyse_case
 from braintum.planner.fingerprint.intensity_fingerprint import quantiles, summarise_channel
-from braintum.planner.fingerprint.tumour_fingerprint import size_unit, summarise_tumours
+from braintum.planner.fingerprint.tumour_fingerprint import size_unit, summarise_tumours, undeclared_values
 from braintum.planner.preprocessing.training_files import training_files
 
 __all__ = ["BrainTumFingerprintExtractor"]
@@ -52,6 +53,7 @@ class BrainTumFingerprintExtractor(DatasetFingerprintExtractor):
 
     Raises:
         FileNotFoundError: there are no training images.
+        ValueError: ``dataset.json`` is of nnU-Net v1.
     """
 
     def __init__(self, dataset_name_or_id: int | str, num_processes: int = 8, verbose: bool = False) -> None:
@@ -63,6 +65,7 @@ class BrainTumFingerprintExtractor(DatasetFingerprintExtractor):
         self.num_processes = num_processes
         dataset_json = Path(self.input_folder) / "dataset.json"
         self.dataset_json = json.loads(dataset_json.read_text(encoding="utf-8"))
+        check_is_v2(self.dataset_json, dataset_json)
         self.dataset = training_files(Path(self.input_folder), self.dataset_json)
         self.num_foreground_voxels_for_intensitystats = NUM_FOREGROUND_SAMPLES
 
@@ -86,15 +89,16 @@ class BrainTumFingerprintExtractor(DatasetFingerprintExtractor):
         channel_names = list((self.dataset_json.get("channel_names") or self.dataset_json["modality"]).values())
         analysed = self._analyse(len(channel_names))
         fingerprint = _nnunet_entries(list(analysed.values()), len(channel_names))
+        tumours = {case: found.tumour for case, found in analysed.items()}
+        label_files = {str(case): files["label"] for case, files in self.dataset.items()}
         fingerprint[FINGERPRINT_ENTRY] = {
             **_geometry(list(analysed.values())),
             "channels": [
                 summarise_channel(name, {case: found.channels[number] for case, found in analysed.items()})
                 for number, name in enumerate(channel_names)
             ],
-            "tumours": summarise_tumours(
-                {case: found.tumour for case, found in analysed.items()}, self.dataset_json["labels"], schema, cases
-            ),
+            "tumours": summarise_tumours(tumours, self.dataset_json["labels"], schema, cases),
+            "undeclared_values": undeclared_values(tumours, label_files, self.dataset_json["labels"]),
         }
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json_atomic(file, fingerprint)

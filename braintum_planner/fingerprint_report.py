@@ -10,6 +10,8 @@ from braintum.planner.planning.decisions import DECISIONS_ENTRY
 
 _FOLDS = 5
 """nnU-Net splits into five folds."""
+_MOST_FILES = 20
+"""That are named one by one."""
 
 
 def render(dataset_name: str, fingerprint: Mapping[str, Any], plans: Mapping[str, Any]) -> str:
@@ -49,6 +51,15 @@ def warnings(entry: Mapping[str, Any]) -> list[str]:
         )
     if not tumours["foreground"]["cases"]:
         found.append("no case has any foreground: a model can learn nothing but an empty mask; check labelsTr")
+    undeclared = entry.get("undeclared_values", [])  # fingerprints of earlier versions have none
+    for item in undeclared[:_MOST_FILES]:
+        found.append(
+            f"{item['file']}: {item['voxels']} voxels have the value {item['value']}, which is no label of "
+            "dataset.json: training fails on it. Write the label that is meant (1 in place of 255, for instance), or "
+            "declare it, and extract the fingerprint again (--clean)"
+        )
+    if len(undeclared) > _MOST_FILES:
+        found.append(f"{len(undeclared) - _MOST_FILES} more values of label maps that are no label of dataset.json")
     for name, label in tumours["labels"].items():
         if tumours["foreground"]["cases"] and not label["cases"]:
             found.append(f"label {name} occurs in no case: remove it from dataset.json, or check the masks")
@@ -61,6 +72,11 @@ def warnings(entry: Mapping[str, Any]) -> list[str]:
             found.append(
                 f"class {name} has one patient: no split by patients can both train on it and validate it; add "
                 "patients or leave the class out"
+            )
+        if members.get("cases_with_mask") and not members["foreground"]["cases"] and name != tumours["negative_class"]:
+            found.append(
+                f'class {name} has empty masks only: if it is the healthy one, name it as "negative_class" under '
+                '"classification" in dataset.json (braintum_convert folder --negative-class)'
             )
     if len(orientations := entry.get(ORIENTATIONS_ENTRY, {})) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in orientations.items())
@@ -134,7 +150,7 @@ def _tumours(tumours: Mapping[str, Any], unit: str) -> Iterator[str]:
     yield from _sizes("all", tumours["foreground"], unit)
     for name, label in tumours["labels"].items():
         yield f"label {name}: in {label['cases']} cases" + (
-            f", size {_range(label['size'], f' {unit}')}" if label["size"] else ""
+            f", size {_size_range(label['size'], unit)}" if label["size"] else ""
         )
     for name, members in tumours.get("classes", {}).items():
         if members["cases"]:
@@ -146,7 +162,7 @@ def _sizes(name: str, foreground: Mapping[str, Any], unit: str) -> Iterator[str]
     if not foreground["cases"]:
         return
     edge_unit = "px" if unit == "px" else "mm"
-    yield f"  {name}: size {_range(foreground['size'], f' {unit}')}"
+    yield f"  {name}: size {_size_range(foreground['size'], unit)}"
     extents = ", ".join(
         f"{axis} {values['median']:.3g} (up to {values['max']:.3g})"
         for axis, values in foreground["extent"].items()
@@ -161,6 +177,12 @@ def _decisions(plans: Mapping[str, Any]) -> Iterator[str]:
         yield f"{group}:"
         for subject, reason in decisions.items():
             yield f"  {subject}: {reason}"
+
+
+def _size_range(values: Mapping[str, float], unit: str) -> str:
+    if unit == "mm³":
+        return _range({name: value / 1000 for name, value in values.items()}, " ml")
+    return _range(values, f" {unit}")
 
 
 def _range(values: Mapping[str, float], unit: str) -> str:

@@ -402,7 +402,7 @@ class BrainTumPlannerBrainTumNet(BrainTumPlanner):
 
 
 class BrainTumPlannerJointUNet(BrainTumPlanner):
-    """Plans ``BrainTumJointUNetPlans``, for the U-Nets of papers 001 and 004."""
+    """Plans ``BrainTumJointUNetPlans``, for the U-Nets of paper 001."""
 
     preset = JOINT_UNET
 

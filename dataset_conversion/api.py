@@ -58,6 +58,7 @@ def convert(
     seed: int = 42,
     strict: bool = False,
     pseudonymise: str | os.PathLike[str] | None = None,
+    not_needed: Sequence[str] = (),
     **options: Any,
 ) -> ConversionResult:
     """Converts a data set to nnU-Net's raw layout in `nnUNet_raw`, as `braintum_convert` does.
@@ -79,10 +80,11 @@ def convert(
         seed: chooses the share.
         strict: write nothing if a case is faulty, instead of leaving that case out.
         pseudonymise: file with a secret salt, made if it does not exist; names cases and patients by hashes.
+        not_needed: patterns of images in the source that are not meant to be used.
         options: of the source's own `convert`, such as `pool=True`: the command's, with `_` for `-`.
 
     Returns:
-        The data set's folder and summary, and why cases were left out.
+        The data set's folder and summary, and why cases and images were left out.
 
     Raises:
         InputError: unknown kind or option, faults of the source, or a number that is in use.
@@ -117,5 +119,6 @@ def convert(
         seed=seed,
         pseudonyms=None if pseudonymise is None else Pseudonyms.from_file(pseudonymise, create=not dry_run),
         strict=strict,
+        not_needed=tuple(not_needed),
     )
     return known[kind](request, **options)

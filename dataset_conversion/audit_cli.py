@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from braintum.commands.command import EXIT_SOME_FAILED, run_command
-from braintum.conversion.audit.audit import run_audit
+from braintum.conversion.audit.audit import Audit, run_audit
 from braintum.conversion.audit.audit_input import default_output, find_input
 from braintum.conversion.audit.audit_report import JSON_FILE, check_output, verdict, write_audit
 from braintum.conversion.files.parallel import default_processes
 
 EXIT_LEAKS = 2
 MAX_NAMES = 50
-"""Of more unreadable images than this only the first are printed; `audit.json` names all."""
+"""Of more unread images than this only the first are printed; `audit.json` names all."""
 _EXIT_FAILURE = 1
 
 _DESCRIPTION = """\
@@ -23,8 +23,8 @@ Looks for exact and near duplicates (re-encoded, resized, cropped, mirrored, rot
 both sides of a split, shows the class balance, and names masks that contradict classes and images that are empty or
 corrupt. Writes audit.json and audit.html.
 
-Exit code: 0 nothing crosses a split, 2 something does, 3 nothing does among the images that could be read, 1 an error
-(bad arguments included)."""
+Exit code: 0 nothing crosses a split, 2 something does, 3 nothing does among the images that were read, but some were
+not, 1 an error (bad arguments included)."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -62,13 +62,20 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="number of worker processes (default: %(default)s)",
     )
+    parser.add_argument(
+        "--not-needed",
+        nargs="+",
+        default=(),
+        metavar="PATTERN",
+        help="images that need not be looked at, such as 'screenshots/*': nothing is said of them",
+    )
     return parser
 
 
 def _audit(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = build_parser().parse_args(arguments)
-    source = find_input(options.targets)
+    source = find_input(options.targets, options.not_needed)
     output = options.output or default_output(source.title)
     check_output(output)  # before the work, not after it
     audit = run_audit(source, options.n_processes)
@@ -86,11 +93,15 @@ def _audit(arguments: Sequence[str] | None = None) -> int:
             name, problem = next(iter(problems.items()))
             print(f"{len(problems)} {heading} problem(s), the first: {name}: {problem}")
     print(f"{verdict(audit)}\nReport: {page}")
-    for name in audit.unreadable[:MAX_NAMES]:
-        fault = "; ".join(found[name] for found in (audit.image_problems, audit.mask_problems) if name in found)
-        print(f"not looked at: {name}: {fault}", file=sys.stderr)
-    if len(audit.unreadable) > MAX_NAMES:
-        print(f"… and {len(audit.unreadable) - MAX_NAMES} more, see {JSON_FILE}", file=sys.stderr)
+    left_out = [f"{name}: {_fault(audit, name)}" for name in audit.unreadable] + source.not_read
+    for sentence in left_out[:MAX_NAMES]:
+        print(f"not looked at: {sentence}", file=sys.stderr)
+    if len(left_out) > MAX_NAMES:
+        print(f"… and {len(left_out) - MAX_NAMES} more, see {JSON_FILE}", file=sys.stderr)
     if audit.leaks:
         return EXIT_LEAKS
-    return EXIT_SOME_FAILED if audit.unreadable else 0
+    return EXIT_SOME_FAILED if left_out else 0
+
+
+def _fault(audit: Audit, name: str) -> str:
+    return "; ".join(found[name] for found in (audit.image_problems, audit.mask_problems) if name in found)

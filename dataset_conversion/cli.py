@@ -11,6 +11,9 @@ from braintum.conversion.api import SOURCES, convert
 from braintum.conversion.files.parallel import default_processes
 from braintum.conversion.sources import combine
 
+MAX_NAMES = 50
+"""Of more unused images than this only the first are printed; `left_out.json` names all."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
@@ -73,6 +76,13 @@ def _add_common_arguments(parser: argparse.ArgumentParser, default_name: str) ->
         "--seed", type=int, default=42, metavar="N", help="chooses the share of --fraction (default: %(default)s)"
     )
     parser.add_argument(
+        "--not-needed",
+        nargs="+",
+        default=(),
+        metavar="PATTERN",
+        help="images that are not meant to be used, such as '*_t2.nii.gz' or 'screenshots/*': nothing is said of them",
+    )
+    parser.add_argument(
         "--pseudonymise",
         type=Path,
         metavar="SALT_FILE",
@@ -82,7 +92,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser, default_name: str) ->
 
 
 def _convert(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; 3 where cases were left out."""
+    """Runs the command; 3 where cases or images were left out."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = vars(build_parser().parse_args(arguments))
     source = options.pop("dataset_ids") if options["kind"] == combine.KIND else options.pop("source")
@@ -93,13 +103,27 @@ def _convert(arguments: Sequence[str] | None = None) -> int:
         print(f"Dry run: {result.n_cases} cases are in order, nothing was written.")
     else:
         print(f"{result.n_cases} cases written to {result.folder}\n")
-        print(next_commands(dataset_id, result.configuration, result.has_classes))
+        if options.get("for_prediction") is None:
+            print(next_commands(dataset_id, result.configuration, result.has_classes))
+        else:
+            print(prediction_commands(result.folder, options["for_prediction"]))
     if result.problems:
         print(f"{len(result.problems)} problem(s); what they concern was left out:", file=sys.stderr)
         for problem in result.problems:
             print(f"left out: {problem}", file=sys.stderr)
-        return EXIT_SOME_FAILED
-    return 0
+    for image in result.unused[:MAX_NAMES]:
+        print(f"not used: {image}", file=sys.stderr)
+    if len(result.unused) > MAX_NAMES:
+        print(f"… and {len(result.unused) - MAX_NAMES} more images that were not used", file=sys.stderr)
+    return EXIT_SOME_FAILED if result.problems or result.unused else 0
+
+
+def prediction_commands(folder: Path, model_dataset: int) -> str:
+    """Returns the command that predicts converted cases; 0 stands for a data set that is not known."""
+    cases = f"  braintum_predict -i {folder / 'imagesTs'} -o OUTPUT --cases {folder / 'cases.csv'}"
+    model = f"-d {model_dataset or 'ID'} -p BrainTumPlans -tr nnUNetTrainerMultiTask -c CONFIGURATION"
+    how = "with the model's own data set, plans, trainer and configuration"
+    return f"Next, {how}, type (nnUNetv2_predict takes the folder as well):\n{cases} {model}"
 
 
 def next_commands(dataset_id: int, configuration: str = "2d", has_classes: bool = True) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from braintum.commands.command import run_command
-from braintum.commands.model_arguments import DEFAULT_CHECKPOINT, model_folder
+from braintum.commands.model_arguments import DEFAULT_CHECKPOINT, held_out_fold, model_folder
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,7 +24,9 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("-c", metavar="CONFIGURATION", help="configuration, such as 2d or 3d_fullres")
     model.add_argument("-p", default="BrainTumPlans", help="plans identifier; default: %(default)s")
     model.add_argument("-tr", default="nnUNetTrainerMultiTask", help="trainer; default: %(default)s")
-    model.add_argument("-f", nargs="+", type=int, metavar="FOLD", help="folds; default: all that are validated")
+    model.add_argument(
+        "-f", nargs="+", type=held_out_fold, metavar="FOLD", help="folds; default: all that are validated"
+    )
     model.add_argument(
         "-chk", default=DEFAULT_CHECKPOINT, help="checkpoint that the validation used; default: %(default)s"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from braintum.commands.command import EXIT_SOME_FAILED, run_command
-from braintum.commands.model_arguments import results_folder
+from braintum.commands.model_arguments import held_out_fold, no_model_at, results_folder
 from braintum.conversion.files.parallel import default_processes
 from braintum.evaluation.stress.stress_cli import add_arguments as add_stress_arguments
 from braintum.evaluation.stress.stress_cli import check_arguments as check_stress_arguments
@@ -38,7 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("-d", metavar="DATASET", help="data-set name or id")
     model.add_argument("-tr", nargs="+", default=["nnUNetTrainerMultiTask"], help="default: nnUNetTrainerMultiTask")
     model.add_argument("-c", nargs="+", help="configuration, such as 2d or 3d_fullres")
-    model.add_argument("-f", nargs="+", type=int, help="folds; default: all that are validated")
+    model.add_argument(
+        "-f", nargs="+", type=held_out_fold, metavar="FOLD", help="folds; default: all that are validated"
+    )
     model.add_argument(
         "--find_postprocessing",
         action="store_true",
@@ -118,9 +120,7 @@ def _model_folders(args: argparse.Namespace) -> list[Path]:
     ]
     existing = [folder for folder in folders if folder.is_dir()]
     if not existing:
-        raise FileNotFoundError(
-            f"no trained model at {', '.join(str(folder) for folder in folders)}; check -d -tr -p -c"
-        )
+        raise no_model_at(folders, "check -d -tr -p -c")
     return existing
 
 

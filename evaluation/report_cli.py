@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from braintum.commands.command import run_command
-from braintum.commands.model_arguments import results_folder
+from braintum.commands.model_arguments import held_out_fold, no_model_at, results_folder
 from braintum.commands.provenance import command_line
 from braintum.conversion.files.parallel import default_processes
 
@@ -25,7 +25,9 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("-tr", default="nnUNetTrainerMultiTask", help="default: %(default)s")
     model.add_argument("-c", help="configuration, such as 2d or 3d_fullres")
     model.add_argument("-m", type=Path, metavar="MODEL_FOLDER", help="folder of a trained model")
-    parser.add_argument("-f", nargs="+", type=int, help="folds; default: all that are validated")
+    parser.add_argument(
+        "-f", nargs="+", type=held_out_fold, metavar="FOLD", help="folds; default: all that are validated"
+    )
     parser.add_argument("-o", type=Path, metavar="FILE", help="default: report.html beside the evaluation")
     parser.add_argument(
         "--evaluation",
@@ -75,9 +77,7 @@ def report(argv: list[str] | None = None) -> int:
         raise ValueError(f"--resamples {args.resamples}: fewer than 100 give no 95 % interval")
     model_folder = args.m if args.m is not None else results_folder(args.d, args.tr, args.p, args.c)
     if not model_folder.is_dir():
-        raise FileNotFoundError(
-            f"no trained model at {model_folder}; check {'-m' if args.d is None else '-d -p -tr -c'}"
-        )
+        raise no_model_at([model_folder], f"check {'-m' if args.d is None else '-d -p -tr -c'}")
 
     from braintum.conversion.files.atomic import atomic_path
     from braintum.evaluation.report.page import render_report

@@ -21,7 +21,7 @@ from braintum.inference import explain_folder as explanation
 from braintum.inference import predict_folder as folders
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
 from braintum.inference.predict_case import Image, Prediction, one_case, predict_case
-from braintum.inference.prediction.class_evidence import AggregationMode
+from braintum.inference.prediction.aggregation_modes import AggregationMode
 from braintum.inference.prediction.devices import usable_device
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.precision import Precision
@@ -112,7 +112,7 @@ def predict(
         ((64, 64), 'mm2')
         >>> found.predicted_class in found.class_probabilities
         True
-        >>> array = np.zeros((1, 64, 64), np.float32)  # (channel, [Z,] Y, X)
+        >>> array = np.random.default_rng(0).random((1, 64, 64), np.float32)  # (channel, [Z,] Y, X)
         >>> bt.predict(array, predictor, spacing=(0.9, 0.9)).mask.shape
         (64, 64)
 

@@ -3,13 +3,15 @@
 import argparse
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from braintum.commands.command import EXIT_SOME_FAILED, run_command
 from braintum.commands.model_arguments import DEFAULT_CHECKPOINT, add_model_arguments, fold, model_folder
 from braintum.commands.provenance import without_folders
-from braintum.inference.prediction.class_evidence import AGGREGATION_MODES
+from braintum.inference.prediction.aggregation_modes import AGGREGATION_MODES
+from braintum.inference.prediction.input_files import LEFT_OUT_FILE, check_folder, check_input, check_output
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -117,13 +119,17 @@ def predict(argv: list[str] | None = None) -> int:
         return _print_card(args.model)
     if args.i is None or args.o is None:
         parser.error("the following arguments are required: -i, -o")
+    check_output(Path(args.o), Path(args.i))
     if not has_own_model:
         return _predict_with_ready_model(args)
+    check_folder(Path(args.i))
     if not 0 <= args.part_id < args.num_parts:
         raise ValueError(f"-part_id counts from 0 to num_parts - 1 = {args.num_parts - 1}, got {args.part_id}")
     if args.class_model is None and (args.class_folds is not None or args.class_checkpoint is not None):
         raise ValueError("--class-folds and --class-checkpoint choose within a class model; name it with --class-model")
     check_onnx(args)
+    folder = model_folder(args)
+    check_input(Path(args.i), folder)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
     logging.getLogger("braintum.inference.prediction.precision").setLevel(logging.INFO)  # in which precision, and why
 
@@ -145,7 +151,6 @@ def predict(argv: list[str] | None = None) -> int:
     from braintum.inference.predict_folder import CLASSES_FILE
     from braintum.inference.results.patients import PATIENTS_FILE
 
-    folder = model_folder(args)
     class_model = None
     if args.class_model is not None:
         args.class_checkpoint = args.class_checkpoint or DEFAULT_CHECKPOINT
@@ -181,9 +186,18 @@ def predict(argv: list[str] | None = None) -> int:
     )
     if outcome.patients is not None:
         print(f"{outcome.patients} patients listed in {Path(args.o) / PATIENTS_FILE}")
-    for case, fault in outcome.failed.items():
-        print(f"not predicted: {case}: {fault}", file=sys.stderr)
-    return EXIT_SOME_FAILED if outcome.failed else 0
+    for case, warnings in outcome.warnings.items():
+        print(f"warning: {case}: {'; '.join(warnings)}", file=sys.stderr)
+    return _exit_code(outcome.failed, Path(args.o))
+
+
+def _exit_code(failed: Mapping[str, str], output: Path) -> int:
+    """Says what was not predicted."""
+    for name, fault in failed.items():
+        print(f"not predicted: {name}: {fault}", file=sys.stderr)
+    if failed:
+        print(f"what was not predicted is listed in {output / LEFT_OUT_FILE}", file=sys.stderr)
+    return EXIT_SOME_FAILED if failed else 0
 
 
 def _print_card(name: str | None) -> int:
@@ -196,6 +210,9 @@ def _print_card(name: str | None) -> int:
 
 def _predict_with_ready_model(args: argparse.Namespace) -> int:
     """Masks, types and pictures of one's own images."""
+    from braintum.inference.ready.own_images import find_images
+
+    find_images(Path(args.i))  # before torch is imported
     from braintum.inference.ready.predict_images import CLASSES_FILE, OVERLAYS_FOLDER, summary
     from braintum.inference.ready_models import predict_with_ready_model
 
@@ -206,14 +223,12 @@ def _predict_with_ready_model(args: argparse.Namespace) -> int:
         print(summary(result))
         for warning in result["warnings"]:
             print(f"  warning: {warning}")
-    for image, fault in outcome.failed.items():
-        print(f"not predicted: {image}: {fault}", file=sys.stderr)
     print(
         f"\n{len(outcome.results)} images predicted by {model.name} {model.card['version']}; masks are in {args.o}, "
         f"pictures in {Path(args.o) / OVERLAYS_FOLDER}, a table in {Path(args.o) / CLASSES_FILE}.\n"
         "Research software, not a medical device; what the model is good for: braintum_predict --card"
     )
-    return EXIT_SOME_FAILED if outcome.failed else 0
+    return _exit_code(outcome.failed, Path(args.o))
 
 
 def main() -> int:

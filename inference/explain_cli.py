@@ -7,6 +7,7 @@ from pathlib import Path
 
 from braintum.commands.command import run_command
 from braintum.commands.model_arguments import add_model_arguments, model_folder
+from braintum.inference.prediction.input_files import check_input, check_output
 
 METHOD_NAMES = ("gradcam", "hirescam", "integrated_gradients")
 EXIT_SOME_CASES_FAILED = 3
@@ -61,6 +62,9 @@ def explain(argv: list[str] | None = None) -> int:
         0, or 3 where some cases could not be explained.
     """
     args = build_parser().parse_args(argv)
+    folder = model_folder(args)
+    check_output(Path(args.o), Path(args.i))
+    check_input(Path(args.i), folder)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING)
 
     from braintum.inference.prediction.devices import (
@@ -73,7 +77,7 @@ def explain(argv: list[str] | None = None) -> int:
     from braintum.inference.explain_folder import TABLE_FILE
 
     model = api.load_predictor(
-        model_folder(args),
+        folder,
         folds=args.f,
         checkpoint=args.chk,
         device=device,

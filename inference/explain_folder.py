@@ -17,8 +17,8 @@ from braintum.inference.explanation.attribution import METHODS, Attribute
 from braintum.inference.explanation.explanation import explain_preprocessed, mask_figures, similarity, to_image_grid
 from braintum.inference.explanation.explanation_files import map_file_ending, write_map, write_overlay
 from braintum.inference.models.model_identity import model_identity
-from braintum.inference.predict_folder import find_cases
 from braintum.inference.prediction.class_evidence import aggregate
+from braintum.inference.prediction.input_files import find_cases
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.preprocessing import ModelDescription, preprocess_case
 
@@ -159,9 +159,10 @@ class Explainer:
         reader_writer_class = plans.image_reader_writer_class
         image, _ = reader_writer_class().read_images(files)
         ending = map_file_ending(reader_writer_class, dataset_json["file_ending"])
-        write_map(target / f"{case}{ending}", attribution, files[0], reader_writer_class)
-        title = f"{case}: {self.method} of {class_name} (probability {row['probability']:.2f})"
-        write_overlay(target / f"{case}_overlay.png", image[0], attribution, masks, properties["spacing"], title)
+        write_map(target / f"{case}{ending}", attribution, files[0], reader_writer_class, properties)
+        channel = dataset_json.get("channel_names", {}).get("0", "first channel")
+        title = f"{case}, {channel}: {self.method} of {class_name} (probability {row['probability']:.2f})"
+        write_overlay(target / f"{case}_overlay.png", image[0], attribution, masks, properties, title)
         return row
 
     def _true_mask(self, case: str) -> np.ndarray | None:
@@ -188,13 +189,13 @@ def explain_folder(
 
     Args:
         explainer: model and method.
-        input_folder: see :func:`braintum.inference.predict_folder.find_cases`.
+        input_folder: see :func:`braintum.inference.prediction.input_files.find_cases`.
         output_folder: made if need be; gets a map and a picture a case, :data:`TABLE_FILE` and :data:`JSON_FILE`.
         limit: explain so many cases only, spread evenly over the folder.
         show_progress: a bar over the cases.
 
     Raises:
-        FileNotFoundError: see :func:`braintum.inference.predict_folder.find_cases`.
+        FileNotFoundError: see :func:`braintum.inference.prediction.input_files.find_cases`.
         ValueError: input and output (or labels and output) are one folder, a limit below 1, or the model is the second
             stage of a cascade.
         NotImplementedError: images that explanations are not supported for.

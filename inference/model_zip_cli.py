@@ -1,6 +1,7 @@
 """``braintum_install_model``: a model from a zip file, checked before it is used."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from braintum.commands.command import run_command
@@ -29,12 +30,18 @@ def install(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     from nnunetv2.paths import nnUNet_results
 
-    from braintum.inference.models.model_zip import install_model
+    from braintum.inference.models.model_zip import install_model, named_cases
 
     if args.o is None and not nnUNet_results.is_set():
         raise ValueError("the environment variable nnUNet_results is not set; set it, or give a folder with -o")
     for folder in install_model(args.archive, args.o or Path(nnUNet_results.get()), args.trust_checkpoint):
         print(f"installed {folder}")
+        if names := named_cases(folder):
+            print(
+                f"The zip file names {len(names)} cases of its training, such as {names[0]} (validation/summary.json). "
+                "If they are patients, do not pass it on; train on data converted with --pseudonymise.",
+                file=sys.stderr,
+            )
     return 0
 
 

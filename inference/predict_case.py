@@ -14,19 +14,21 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from braintum.conversion.format.calibration import Calibration
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
 from braintum.inference.models.volume_orientation import turned_back
+from braintum.inference.prediction.aggregation_modes import AggregationMode
 from braintum.inference.prediction.case_streams import fault_of_answer, one_thread, predict_stream
-from braintum.inference.prediction.class_evidence import AggregationMode, aggregate
+from braintum.inference.prediction.class_evidence import aggregate
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.precision import Precision
 from braintum.inference.prediction.preprocessing import (
+    DOUBTS,
     ModelDescription,
     image_spacing,
     preprocess_array,
     preprocess_case,
     with_class_predictor,
 )
-from braintum.inference.results.calibration import calibrated_result
-from braintum.inference.results.results import case_result, tumour_volume
+from braintum.inference.results.calibration import result_of
+from braintum.inference.results.results import tumour_volume
 
 Image = str | os.PathLike[str] | np.ndarray | Sequence[str | os.PathLike[str]] | Sequence[np.ndarray]
 """A file or an array a channel, or one array of all channels."""
@@ -152,9 +154,7 @@ def predict_case(
         )
     mask, probabilities = converted if save_probabilities else (converted, None)
     volume = tumour_volume(mask, properties["spacing"], model.reads_pictures)
-    result = case_result(case, verdict, schema, volume)
-    if calibration is not None:
-        result = calibrated_result(result, calibration)
+    result = result_of(case, verdict, schema, volume, calibration) | {DOUBTS: properties[DOUBTS]}
     grid = image_spacing(properties, model)
     (mask, *turned), turned_grid = turned_back([mask, *(() if probabilities is None else probabilities)], properties)
     if turned_grid is not None:

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -25,25 +24,32 @@ from braintum.conversion.files.atomic import (
 from braintum.conversion.files.disk import explain_unwritable, locked_folder
 from braintum.conversion.files.parallel import prepare_worker
 from braintum.conversion.format.calibration import Calibration
-from braintum.conversion.format.cases import ClassSchema
+from braintum.conversion.format.cases import ClassSchema, read_dates
 from braintum.inference.models.model_identity import model_identity
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
+from braintum.inference.prediction.aggregation_modes import AggregationMode
 from braintum.inference.prediction.case_streams import fault_of_answer, one_thread, predict_stream
-from braintum.inference.prediction.class_evidence import AggregationMode, ClassVerdict, aggregate
+from braintum.inference.prediction.class_evidence import ClassVerdict, aggregate
+from braintum.inference.prediction.input_files import LEFT_OUT_FILE, check_output, find_cases, write_left_out
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.memory_budget import available_cores
 from braintum.inference.prediction.precision import Precision
-from braintum.inference.prediction.preprocessing import ModelDescription, preprocess_for_all, with_class_predictor
+from braintum.inference.prediction.preprocessing import (
+    DOUBTS,
+    ModelDescription,
+    preprocess_for_all,
+    with_class_predictor,
+)
 from braintum.inference.prediction.read_ahead import ReadAhead, fault_of
-from braintum.inference.results.calibration import calibrated_result, is_calibrated_with
+from braintum.inference.results.calibration import is_calibrated_with, result_of
 from braintum.inference.results.patients import PATIENTS_FILE, merge_patients, read_patients
 from braintum.inference.results.results import (
     CASE_FILES,
     CLASSES_FILE,
     CLASSES_FOLDER,
-    case_result,
-    merge_case_results,
+    read_case_results,
     tumour_volume_in_file,
+    write_classes_csv,
 )
 
 _MOST_READERS = 8
@@ -58,6 +64,7 @@ class PredictedFolder:
         predicted: cases that this run predicted.
         skipped: cases that were there already.
         failed: case → what is wrong with it.
+        warnings: case → why its result may mean little, of the cases that this run predicted.
         listed: rows of ``classes.csv``, earlier and parallel runs included.
         patients: rows of ``patients.csv``; None if none were asked for.
     """
@@ -65,6 +72,7 @@ class PredictedFolder:
     predicted: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
     listed: int = 0
     patients: int | None = None
 
@@ -83,45 +91,6 @@ class _Options:
     precision: Precision
     calibration: Calibration | None
     schema: ClassSchema
-
-
-def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Input files by case, and the cases whose files are not as they should be.
-
-    Args:
-        folder: files named ``CASE_0000<ending>``, ``CASE_0001<ending>``, …
-        file_ending: of the training data, such as ``.nii.gz``.
-        num_channels: that the model takes.
-
-    Raises:
-        FileNotFoundError: no such folder, or no such file in it.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"the input folder {folder} does not exist")
-    names = sorted(entry.name for entry in folder.glob(f"[!.]*{file_ending}"))
-    if not names:
-        raise FileNotFoundError(
-            f"{folder} holds no file *{file_ending}; the model was trained on files named CASE_0000{file_ending}"
-        )
-    channels: dict[str, dict[int, str]] = {}
-    failed: dict[str, str] = {}
-    for name in names:
-        match = re.fullmatch(r"(.+)_(\d{4})", name.removesuffix(file_ending))
-        if match is None:
-            failed[name] = f"{folder / name}: the name lacks the channel; rename it to CASE_0000{file_ending}"
-        else:
-            channels.setdefault(match[1], {})[int(match[2])] = str(folder / name)
-    cases = {}
-    for case, files in channels.items():
-        if sorted(files) == list(range(num_channels)):
-            cases[case] = [files[channel] for channel in sorted(files)]
-        else:
-            found = ", ".join(f"{channel:04d}" for channel in sorted(files))
-            failed[case] = (
-                f"{folder / case}_*{file_ending}: the model takes {num_channels} channel(s), 0000 to "
-                f"{num_channels - 1:04d}, found {found}; supply all of them and no others"
-            )
-    return cases, failed
 
 
 def predict_folder(
@@ -150,9 +119,9 @@ def predict_folder(
 
     Args:
         predictor: initialised; predicts the masks.
-        input_folder: see :func:`find_cases`.
-        output_folder: made if need be; gets ``<case><ending>``, ``classes/<case>.json``, ``classes.csv`` and
-            ``provenance.json``.
+        input_folder: see :func:`braintum.inference.prediction.input_files.find_cases`.
+        output_folder: made if need be; gets ``<case><ending>``, ``classes/<case>.json``, ``classes.csv``,
+            ``provenance.json``, and ``left_out.json`` where cases could not be predicted.
         save_probabilities: also write ``<case>.npz`` and ``.pkl``, as nnU-Net does.
         continue_prediction: leave complete cases alone.
         num_parts: how many runs share the folder.
@@ -170,7 +139,8 @@ def predict_folder(
             Earlier results that were calibrated otherwise do not count as complete.
 
     Raises:
-        FileNotFoundError: see :func:`find_cases` and :func:`braintum.inference.results.patients.read_patients`.
+        FileNotFoundError: see :func:`braintum.inference.prediction.input_files.find_cases` and
+            :func:`braintum.inference.results.patients.read_patients`.
         ValueError: input and output are one folder, the output holds results of a model with other classes, a model
             is the second stage of a cascade or predicts no classes, two models do not take the same images, or
             ``cases_file`` lacks a case: nothing is predicted then.
@@ -180,8 +150,7 @@ def predict_folder(
     if not 0 <= part_id < num_parts:
         raise ValueError(f"part {part_id} of {num_parts}: parts count from 0 to {num_parts - 1}")
     source, target = Path(input_folder), Path(output_folder)
-    if source.resolve() == target.resolve():
-        raise ValueError(f"input and output are the same folder, {source}; choose another output folder")
+    check_output(target, source)
     class_predictor, preprocessing = with_class_predictor(predictor, class_predictor)
     schema = class_predictor.class_schema
     model = preprocessing[0]
@@ -198,9 +167,11 @@ def predict_folder(
     )
     cases, failed = find_cases(source, ending, model.num_channels)
     classes_folder = target / CLASSES_FOLDER
-    patients = None
+    patients, dates = None, {}
     if cases_file is not None:
+        dates = read_dates(cases_file)
         patients = read_patients(cases_file, {*cases, *(file.stem for file in classes_folder.glob(CASE_FILES))})
+    every_name = {*cases, *failed}
     cases = dict(list(cases.items())[part_id::num_parts])
     failed = dict(list(failed.items())[part_id::num_parts])
 
@@ -226,6 +197,7 @@ def predict_folder(
         (classes_folder / f"{case}.json").unlink(missing_ok=True)
     if todo:
         (target / PATIENTS_FILE).unlink(missing_ok=True)
+    others = every_name - {*cases, *failed}
     results = target / CLASSES_FILE
     predicted: list[str] = []
     with (
@@ -250,10 +222,14 @@ def predict_folder(
             ) from error
     num_patients = None
     with locked_folder(classes_folder):  # of several processes, the last one lists the cases of all
-        listed = merge_case_results(classes_folder, results, schema)
+        found = read_case_results(classes_folder, schema)
+        write_classes_csv(results, found, schema)
+        write_left_out(target / LEFT_OUT_FILE, failed, source, others)
         if patients is not None:
-            num_patients = merge_patients(classes_folder, target / PATIENTS_FILE, schema, patients)
-    return PredictedFolder(predicted, skipped, failed, listed, num_patients)
+            num_patients = merge_patients(classes_folder, target / PATIENTS_FILE, schema, patients, dates)
+    warned = {result["case"]: result[DOUBTS] for result in found if result.get(DOUBTS)}
+    warnings = {case: warned[case] for case in predicted if case in warned}
+    return PredictedFolder(predicted, skipped, failed, warnings, len(found), num_patients)
 
 
 def _predict_cases(
@@ -323,7 +299,7 @@ def _export(
     Raises:
         UnwritableFolderError: the disk is full, or the folder read-only.
     """
-    ending = model.dataset_json["file_ending"]
+    ending, doubts = model.dataset_json["file_ending"], properties.pop(DOUBTS)
     try:
         with atomic_files(target, durable=True) as partial:
             export_prediction_from_logits(
@@ -338,9 +314,7 @@ def _export(
             )
             reader_writer = model.plans_manager.image_reader_writer_class()
             volume = tumour_volume_in_file(partial / f"{case}{ending}", reader_writer)
-            result = case_result(case, verdict, options.schema, volume)
-            if options.calibration is not None:
-                result = calibrated_result(result, options.calibration)
+            result = result_of(case, verdict, options.schema, volume, options.calibration) | {DOUBTS: doubts}
         write_json_atomic(target / CLASSES_FOLDER / f"{case}.json", result)
     except Exception:
         kept = "The cases predicted so far are kept: go on with --continue_prediction"

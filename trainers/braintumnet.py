@@ -57,13 +57,14 @@ class nnUNetTrainerBrainTumNetNoInception(nnUNetTrainerMultiTask):
 class nnUNetTrainerBrainTumNetTwoStage(nnUNetTrainerBrainTumNet):
     """The parts of BrainTumNet one after the other: first the segmentation, then, with it frozen, the classification.
 
-    Each stage takes half of the epochs, with its own cosine and with the optimiser as new.
+    Each stage takes half of the epochs, as many as the paper trains one network for, with its own cosine and with the
+    optimiser as new.
 
     Raises:
         NotImplementedError: with DDP.
     """
 
-    recipe = replace(BRAINTUMNET, decay=CosineDecay(cycles=2))
+    recipe = replace(BRAINTUMNET, decay=CosineDecay(cycles=2), num_epochs=2 * BRAINTUMNET.num_epochs)
     balances_tasks = False
 
     def initialize(self) -> None:

@@ -6,14 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from batchgenerators.utilities.file_and_folder_operations import join
-from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from torch import distributed as dist
 from torch import nn
 
 from braintum.architectures.networks.multi_task_unet import multi_task_network_class
-from braintum.conversion.format.cases import ClassSchema, classification_entry, find_cases_file, read_cases
+from braintum.conversion.format.cases import ClassSchema, classification_entry, read_cases, read_dates
 from braintum.evaluation.metrics.classification_metrics import classification_metrics
 from braintum.inference.models.checkpoints import load_checkpoint_safely
 from braintum.inference.prediction.class_evidence import ClassRecorder, aggregate
@@ -119,11 +117,7 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
             FileNotFoundError: no ``cases.csv``.
             ValueError: it is wrong.
         """
-        raw_folder = nnUNet_raw.get() or "nnUNet_raw (not set)"
-        cases_file = find_cases_file(
-            self.preprocessed_dataset_folder_base, join(raw_folder, self.plans_manager.dataset_name)
-        )
-        cases = read_cases(cases_file, self.class_schema.class_names)
+        cases = read_cases(self.cases_file(), self.class_schema.class_names)
         labels = ClassLabels.from_cases(cases, self.class_schema)
         if self.settings.permuted_labels is None:
             return labels
@@ -376,7 +370,7 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
             for key, fold in zip(keys, evidence, strict=True)
         )
         if self.local_rank == 0:
-            metrics = write_validation_results(folder, results, self.class_labels)
+            metrics = write_validation_results(folder, results, self.class_labels, read_dates(self.cases_file()))
             for subjects, figures in metrics.items():
                 if not figures["num_cases"]:
                     self.print_to_log_file(f"Validation classification: none of the {subjects} has one known class")

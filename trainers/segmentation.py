@@ -13,8 +13,10 @@ from batchgenerators.utilities.file_and_folder_operations import join
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock_module
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.functional import interpolate
@@ -26,8 +28,11 @@ from braintum.commands.provenance import PROVENANCE_FILE, provenance
 from braintum.commands.seams import replaced
 from braintum.conversion.files.atomic import atomic_writes_of, write_json_atomic
 from braintum.conversion.format.calibration import CALIBRATION_KEY, stored_calibration
+from braintum.conversion.format.cases import find_cases_file, read_cases
+from braintum.conversion.format.splits import SPLITS_FILE, Splits, read_splits
 from braintum.evaluation.metrics.segmentation_metrics import metrics_on_folder
 from braintum.inference.models.checkpoints import load_checkpoint_safely, to_builtin
+from braintum.inference.models.trained_with import check_trained_with
 from braintum.trainers.averaged_weights import NUM_UPDATES, TRAINED_WEIGHTS, AveragedWeights
 from braintum.trainers.cpu_arithmetic import CpuArithmetic, fastest, without_measuring
 from braintum.trainers.data.device_batches import AugmentedBatches, device_loader_class
@@ -39,6 +44,7 @@ from braintum.trainers.data.seeded_batches import (
     stream_of_rank,
 )
 from braintum.trainers.data.slice_sampling import SliceSampling, data_loader_class
+from braintum.trainers.data.split_check import check_known, check_leaks, splits_by_patient
 from braintum.trainers.identity import training_identity
 from braintum.trainers.losses.losses import UpsamplingDeepSupervisionLoss
 from braintum.trainers.recipes.papers import Paper
@@ -289,10 +295,43 @@ class SegmentationTrainer(nnUNetTrainer):
             return self.device.type == "cuda"
         return self.settings.augmentation == "gpu"
 
+    def cases_file(self) -> Path:
+        """``cases.csv`` of the data set.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        raw_folder = nnUNet_raw.get() or "nnUNet_raw (not set)"
+        return find_cases_file(self.preprocessed_dataset_folder_base, join(raw_folder, self.plans_manager.dataset_name))
+
     def do_split(self) -> tuple[Any, Any]:
-        """As stock, which writes the splits where there are none."""
-        with atomic_writes_of(stock_module):
+        """As stock, which writes the splits where there are none: by patient where ``cases.csv`` names patients.
+
+        Raises:
+            ValueError: the splits are not of nnU-Net's format, name cases that are not there, or put a patient on both
+                sides (unless ``braintum_allow_leaks`` is 1).
+        """
+        if self.fold == "all":
             return super().do_split()
+        file = Path(self.preprocessed_dataset_folder_base) / SPLITS_FILE
+        num_splits = len(read_splits(file)) if file.is_file() else None
+        try:
+            cases = read_cases(self.cases_file())
+        except FileNotFoundError:  # only masks are learned
+            cases = {}
+
+        def split(names: list[str], seed: int, n_splits: int) -> Splits:
+            return splits_by_patient(names, cases, seed, n_splits) or generate_crossval_split(names, seed, n_splits)
+
+        with atomic_writes_of(stock_module), replaced(stock_module, generate_crossval_split=split):
+            training, validation = super().do_split()
+        place = f"{file}, fold {self.fold}"
+        if num_splits is not None and int(self.fold) >= num_splits:
+            place += f" (not among its {num_splits}: drawn at random, by case)"
+        check_known(training, validation, self.dataset_class.get_identifiers(self.preprocessed_dataset_folder), place)
+        if not self.settings.allow_leaks:
+            check_leaks(training, validation, cases, place)
+        return training, validation
 
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
         """Stock loaders that draw slices by :attr:`slice_sampling`; under a seed, reproducible ones around them.
@@ -487,13 +526,15 @@ class SegmentationTrainer(nnUNetTrainer):
         """As stock, after all checkpoints are written.
 
         Raises:
-            ValueError: the recipe averages weights, and the checkpoint is of a training that did not.
+            ValueError: the recipe averages weights, and the checkpoint is of a training that did not; or plans or
+                ``dataset.json`` are not those that it was trained with.
         """
         self.wait_for_checkpoints()
         self._resumes = True
-        averages = self.recipe.averaging is not None
-        checkpoint = load_checkpoint_safely(filename_or_checkpoint) if averages else {}
-        if averages and TRAINED_WEIGHTS not in checkpoint:
+        checkpoint = load_checkpoint_safely(filename_or_checkpoint)
+        remedy = "put back the plans and the dataset.json that it was trained with, or train from the beginning"
+        check_trained_with(checkpoint, self.plans_manager.plans, self.dataset_json, filename_or_checkpoint, remedy)
+        if self.recipe.averaging is not None and TRAINED_WEIGHTS not in checkpoint:
             raise ValueError(
                 f"{filename_or_checkpoint} is of a training without averaged weights, {type(self).__name__} cannot go "
                 "on with it; start from it with -pretrained_weights"

@@ -11,7 +11,7 @@ from braintum.trainers.segmentation import SegmentationTrainer
 
 
 class nnUNetTrainerUNet(SegmentationTrainer):
-    """U-Net of papers 001 and 004, segmentation alone; needs no classes."""
+    """U-Net of paper 001, segmentation alone; needs no classes."""
 
     recipe = JOINT_UNET
     papers = (papers.JOINT_UNET, papers.BR35H_UNET)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from braintum.architectures.numpy_scalars import numpy_scalars_allowed
 from braintum.architectures.weights.catalogue import CATALOGUE, CatalogueEntry, entry_named, entry_of_network
 
 VARIABLE = "braintum_pretrained_weights"
@@ -136,7 +137,8 @@ def read_weights(weights: InstalledWeights) -> Mapping[str, torch.Tensor]:
             from safetensors.torch import load_file  # comes with timm
 
             return load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with numpy_scalars_allowed():
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{file} cannot be read as weights without running code from it: {reason[0]}") from error
@@ -151,7 +153,8 @@ def read_weights(weights: InstalledWeights) -> Mapping[str, torch.Tensor]:
 def described(file: Path) -> str:
     """What a checkpoint of nnssl says of the network that it belongs to; empty for other files."""
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with numpy_scalars_allowed():
+            content = torch.load(file, map_location="cpu", weights_only=True)
         plan = content["nnssl_adaptation_plan"]
         architecture = plan["architecture_plans"]
         stages = (architecture["arch_kwargs"] or {}).get("features_per_stage")

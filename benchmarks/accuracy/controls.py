@@ -129,6 +129,7 @@ def run_permuted(args: argparse.Namespace) -> None:
 
 def run_leaky(args: argparse.Namespace) -> None:
     """Train on the official and on the honest split and write both."""
+    os.environ["braintum_allow_leaks"] = "1"  # noqa: SIM112
     dataset = prepare(args)
     cases = read_cases(dataset / CASES_FILE)
     splits = two_splits(cases.values())

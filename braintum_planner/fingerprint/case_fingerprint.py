@@ -12,6 +12,7 @@ from braintum.planner.fingerprint.intensity_fingerprint import ChannelStatistics
 from braintum.planner.fingerprint.tumour_fingerprint import TumourStatistics, tumour_statistics
 
 COMPACT_TYPES = (np.uint8, np.int16, np.uint16)
+_LARGEST_LABEL = 2**16 - 1  # voxels are counted by value
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,10 @@ def _checked(files: CaseFiles, images: np.ndarray, labels: np.ndarray, spacing: 
     segmentation = labels[0].astype(np.int32)
     if (segmentation != labels[0]).any() or segmentation.min() < 0:
         raise ValueError(f"{files.label}: label map with fractions or negative values; labels are whole numbers from 0")
+    if segmentation.max() > _LARGEST_LABEL:
+        raise ValueError(
+            f"{files.label}: value {segmentation.max()} in a label map; labels count from 0, so this is another image"
+        )
     if not all(np.isfinite(edge) and edge > 0 for edge in spacing):
         raise ValueError(f"{files.images[0]}: spacing {spacing} has to be positive; correct it in the file's header")
     # the sum of finite float32 values in float64 is finite: one pass, no array of flags

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,28 @@ def label_values(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     }
 
 
+def undeclared_values(
+    tumours: Mapping[str, TumourStatistics], files: Mapping[str, str], labels: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Values of label maps that ``dataset.json`` does not declare, on which a training fails.
+
+    Args:
+        tumours: case -> statistics of its label map.
+        files: case -> its label map.
+        labels: of ``dataset.json``.
+
+    Returns:
+        ``file``, ``value`` and ``voxels`` (their number) of each.
+    """
+    declared = {0, labels.get("ignore"), *(value for values in label_values(labels).values() for value in values)}
+    return [
+        {"file": Path(files[case]).name, "value": value, "voxels": voxels}
+        for case, tumour in tumours.items()
+        for value, voxels in enumerate(tumour.voxels_per_value)
+        if voxels and value not in declared
+    ]
+
+
 def summarise_tumours(
     tumours: Mapping[str, TumourStatistics],
     labels: Mapping[str, Any],
@@ -109,11 +132,13 @@ def summarise_tumours(
         rows = {case: cases[case] for case in tumours if case in cases}
         summary["patients"] = _patients(rows.values())
     if schema is not None and cases is not None:
+        summary["negative_class"] = schema.negative_class
         summary["classes"] = {}
         for name in ("", *schema.class_names):
             members = {case: row for case, row in rows.items() if row.tumour_class == name}
             summary["classes"][name or UNKNOWN_CLASS] = {
                 "cases": len(members),
+                "cases_with_mask": len(members.keys() & known.keys()),
                 "patients": _patients(members.values()),
                 "foreground": _sizes((with_tumour[case] for case in members if case in with_tumour), foreground),
             }

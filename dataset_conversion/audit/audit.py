@@ -6,7 +6,7 @@ What counts as a leak: an image, one of its duplicates (see `duplicates`), or it
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -86,6 +86,11 @@ class Audit:
         """Something is on several sides of a split."""
         return any(split.crossings for split in self.splits)
 
+    @property
+    def num_left_out(self) -> int:
+        """Images that could not be read, or were not looked at."""
+        return len(self.unreadable) + len(self.source.not_read)
+
     def to_json(self) -> dict[str, Any]:
         """Returns the content of `audit.json`."""
         names = [image.name for image in self.source.images]
@@ -129,6 +134,7 @@ class Audit:
             "image_problems": self.image_problems,
             "mask_problems": self.mask_problems,
             "unreadable": list(self.unreadable),
+            "not_read": self.source.not_read,
         }
 
 
@@ -150,7 +156,7 @@ def run_audit(source: AuditInput, n_processes: int) -> Audit:
     Raises:
         OSError: a file vanished or may not be read.
     """
-    inspect = partial(_inspect, negative_class=source.negative_class, ignore_label=source.ignore_label)
+    inspect = partial(_inspect, source=replace(source, images=[], splits=[]))  # it goes to every worker
     inspections = run_cases(inspect, source.images, n_processes, "reading")
     pairs = match_fingerprints([inspection.fingerprint for inspection in inspections])
     groups = group_pairs(pairs)
@@ -166,7 +172,7 @@ def run_audit(source: AuditInput, n_processes: int) -> Audit:
     )
 
 
-def _inspect(image: AuditImage, negative_class: str | None, ignore_label: int | None) -> _Inspection:
+def _inspect(image: AuditImage, source: AuditInput) -> _Inspection:
     read = fingerprint(image.path)
     unreadable = bool(read.problem)
     problems = []
@@ -182,30 +188,33 @@ def _inspect(image: AuditImage, negative_class: str | None, ignore_label: int | 
             problems.append(f"{path.name}{str(error).removeprefix(str(path))}")
             unreadable = True
     try:
-        mask_problem = _mask_problem(image, negative_class, ignore_label)
+        mask_problem = _mask_problem(image, source)
     except UnreadableImageError as error:
         mask_problem = f"label map {image.mask.name if image.mask else ''}{str(error).removeprefix(str(image.mask))}"
         unreadable = True
     return _Inspection(read, "; ".join(problems), mask_problem, unreadable)
 
 
-def _mask_problem(image: AuditImage, negative_class: str | None, ignore_label: int | None) -> str:
+def _mask_problem(image: AuditImage, source: AuditInput) -> str:
     if image.mask is None:
         return ""
     if not image.mask.is_file():
         return "has no label map"
     labels = read_labels(image.mask)
-    values = set(np.unique(labels).tolist())
-    unknown_part = ignore_label is not None and ignore_label in values
-    has_tumour = bool(values - {0, ignore_label})
-    if not image.tumour_class:
-        return ""
-    if image.tumour_class == negative_class and has_tumour:
-        n_pixels = int((~np.isin(labels, [value for value in (0, ignore_label) if value is not None])).sum())
-        return f"a mask on {image.tumour_class}: {n_pixels} pixels"
-    if image.tumour_class != negative_class and not has_tumour and not unknown_part:
-        return f"no mask on {image.tumour_class}"
-    return ""
+    counts = dict(zip(*(found.tolist() for found in np.unique(labels, return_counts=True)), strict=True))
+    problems = []
+    if source.label_values is not None and (unknown := [value for value in counts if value not in source.label_values]):
+        found = ", ".join(f"{counts[value]} voxels of {value:g}" for value in unknown[:5])
+        problems.append(
+            f"{image.mask.name} holds {found}, which dataset.json does not declare: write the label that is meant, or "
+            "declare it"
+        )
+    tumour = sum(number for value, number in counts.items() if value not in (0, source.ignore_label))
+    if image.tumour_class and image.tumour_class == source.negative_class and tumour:
+        problems.append(f"a mask on {image.tumour_class}: {tumour} pixels")
+    elif image.tumour_class not in ("", source.negative_class) and not tumour and source.ignore_label not in counts:
+        problems.append(f"no mask on {image.tumour_class}")
+    return "; ".join(problems)
 
 
 def _report_split(

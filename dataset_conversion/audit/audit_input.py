@@ -8,7 +8,8 @@ from pathlib import Path
 
 from braintum.conversion.building.raw_dataset import DATASET_FILE, raw_folder_from_environment
 from braintum.conversion.duplicates.image_reading import is_image
-from braintum.conversion.files.json_files import read_json
+from braintum.conversion.files.folders import unused_images, walk
+from braintum.conversion.files.json_files import check_is_v2, read_json
 from braintum.conversion.format.cases import CASES_FILE, COLUMNS, Case, ClassSchema, read_cases
 from braintum.conversion.format.splits import SPLITS_FILE, read_splits
 
@@ -59,7 +60,9 @@ class AuditInput:
         splits: divisions to be checked; may be empty.
         negative_class: the healthy class, if there is one.
         ignore_label: of the label maps, if there is one.
+        label_values: that label maps may hold, background and ignore label included; None where that is not known.
         notes: what a reader of the report has to know about the input.
+        not_read: files that are not among them, and cases without a file; each with the reason.
     """
 
     title: str
@@ -67,14 +70,17 @@ class AuditInput:
     splits: list[Split]
     negative_class: str | None = None
     ignore_label: int | None = None
+    label_values: frozenset[int] | None = None
     notes: list[str] = field(default_factory=list)
+    not_read: list[str] = field(default_factory=list)
 
 
-def find_input(targets: Sequence[str]) -> AuditInput:
+def find_input(targets: Sequence[str], not_needed: Sequence[str] = ()) -> AuditInput:
     """Finds what the command's arguments name.
 
     Args:
         targets: a data set's number, name or folder, or folders with images.
+        not_needed: patterns of images that need not be looked at; see `folders.unused_images`.
 
     Raises:
         ValueError: they name nothing; or several data sets are named, or data sets mixed with folders.
@@ -82,11 +88,11 @@ def find_input(targets: Sequence[str]) -> AuditInput:
     """
     folders = [_dataset_folder(target) for target in targets]
     if folders[0] is not None and len(targets) == 1:
-        return input_from_dataset(folders[0])
+        return input_from_dataset(folders[0], not_needed)
     for target, folder in zip(targets, folders, strict=True):
         if folder is not None and not Path(target).is_dir():
             raise ValueError(f"{target}: one data set at a time, or else folders; audit its folder imagesTr instead")
-    return input_from_folders([Path(target) for target in targets])
+    return input_from_folders([Path(target) for target in targets], not_needed)
 
 
 def _dataset_folder(target: str) -> Path | None:
@@ -104,7 +110,7 @@ def _dataset_folder(target: str) -> Path | None:
     return found[0]
 
 
-def input_from_dataset(folder: Path) -> AuditInput:
+def input_from_dataset(folder: Path, not_needed: Sequence[str] = ()) -> AuditInput:
     """Takes a data set in nnU-Net's raw format: imagesTr, imagesTs, labels, dataset.json, cases.csv, splits_final.json.
 
     Raises:
@@ -114,8 +120,10 @@ def input_from_dataset(folder: Path) -> AuditInput:
     dataset_json = read_json(folder / DATASET_FILE, "write it again")
     if not isinstance(dataset_json, dict) or not isinstance(dataset_json.get("file_ending"), str):
         raise ValueError(f'{folder / DATASET_FILE}: needs "file_ending"; see nnU-Net\'s dataset format')
+    check_is_v2(dataset_json, folder / DATASET_FILE)
     schema = ClassSchema.from_dataset_json(dataset_json)
     notes: list[str] = []
+    not_read: list[str] = []
     cases: dict[str, Case] = {}
     if (folder / CASES_FILE).is_file():
         cases = read_cases(folder / CASES_FILE)
@@ -131,23 +139,28 @@ def input_from_dataset(folder: Path) -> AuditInput:
         raise FileNotFoundError(f"{folder / 'imagesTr'}: no image ending in _0000{dataset_json['file_ending']}")
     missing = sorted(cases.keys() - {image.case for image in images})
     if missing:
-        notes.append(f"{len(missing)} case(s) of {CASES_FILE} have no image: {', '.join(missing[:10])}.")
+        not_read.append(f"{CASES_FILE}: {len(missing)} case(s) have no image: {', '.join(missing[:10])}")
     n_channels = max(len(image.channels) for image in images)
     without = [image.name for image in images if len(image.channels) < n_channels]
     if without:
         notes.append(f"{len(without)} case(s) lack a channel that others have: {', '.join(without[:10])}.")
-    splits = _read_splits(folder / SPLITS_FILE, images, parts["imagesTr"], notes)
+    splits = _read_splits(folder / SPLITS_FILE, images, parts["imagesTr"], notes, not_read)
     if parts["imagesTs"]:
         splits.append(Split("imagesTr and imagesTs", parts))
     labels = dataset_json.get("labels")
-    ignore = labels.get("ignore") if isinstance(labels, dict) else None
+    labels = labels if isinstance(labels, dict) else {}
+    ignore = labels.get("ignore")
+    values = {value for entry in labels.values() for value in (entry if isinstance(entry, list) else [entry])}
+    used = [path for image in images for path in (image.path, *image.channels, *([image.mask] if image.mask else []))]
     return AuditInput(
         folder.resolve().name,
         images,
         splits,
         schema.negative_class if schema else None,
         ignore if isinstance(ignore, int) else None,
+        frozenset({0, *values}) if labels else None,
         notes,
+        not_read + unused_images(folder, used, not_needed=not_needed),
     )
 
 
@@ -179,7 +192,9 @@ def _images_of_part(folder: Path, part: str, ending: str, cases: dict[str, Case]
     return images
 
 
-def _read_splits(path: Path, images: Sequence[AuditImage], training: Sequence[int], notes: list[str]) -> list[Split]:
+def _read_splits(
+    path: Path, images: Sequence[AuditImage], training: Sequence[int], notes: list[str], not_read: list[str]
+) -> list[Split]:
     if not path.is_file():
         notes.append(f"There is no {SPLITS_FILE}: nnU-Net would make splits that know no patients.")
         return []
@@ -188,13 +203,13 @@ def _read_splits(path: Path, images: Sequence[AuditImage], training: Sequence[in
     for fold, entry in enumerate(read_splits(path)):
         unknown = sorted({str(name) for side in ("train", "val") for name in entry[side]} - index.keys())
         if unknown:
-            notes.append(f"{SPLITS_FILE}, fold {fold}: {len(unknown)} unknown case(s): {', '.join(unknown[:10])}.")
+            not_read.append(f"{SPLITS_FILE}: fold {fold} has {len(unknown)} unknown case(s): {', '.join(unknown[:10])}")
         sides = {side: [index[str(name)] for name in entry[side] if str(name) in index] for side in ("train", "val")}
         splits.append(Split(f"fold {fold}", sides))
     return splits
 
 
-def input_from_folders(folders: Sequence[Path]) -> AuditInput:
+def input_from_folders(folders: Sequence[Path], not_needed: Sequence[str] = ()) -> AuditInput:
     """Takes folders of images, searched recursively, as the sides of one split.
 
     Folders for masks (`masks`, `labels`, …) and files whose names end in `_mask` are left out. A class is the name of
@@ -215,8 +230,12 @@ def input_from_folders(folders: Sequence[Path]) -> AuditInput:
     names = _short_names(resolved)
     images: list[AuditImage] = []
     sides: dict[str, list[int]] = {}
+    not_read: list[str] = []
+    num_masks = 0
     for folder, name in zip(folders, names, strict=True):
-        found = [path for path in sorted(folder.rglob("*")) if _is_wanted(path, folder) and not _is_full_folder(path)]
+        paths = walk(folder)
+        masks = {path for path in paths if _is_mask(path, folder)}
+        found = [path for path in paths if is_image(path) and path not in masks and not _is_full_folder(path)]
         if not found:
             raise FileNotFoundError(f"{folder}: no image in it")
         sides[name] = list(range(len(images), len(images) + len(found)))
@@ -224,15 +243,19 @@ def input_from_folders(folders: Sequence[Path]) -> AuditInput:
             relative = path.relative_to(folder)
             tumour_class = relative.parent.as_posix() if len(relative.parts) > 1 else ""
             images.append(AuditImage(path, f"{name}/{relative.as_posix()}", path.name, tumour_class))
+        not_read += unused_images(folder, [*found, *masks], not_needed=not_needed)
+        num_masks += len(masks)
     splits = [Split(" and ".join(names), sides)] if len(folders) > 1 else []
     notes = [] if splits else ["Only one folder was given: nothing can cross a split."]
-    return AuditInput(" and ".join(names), images, splits, notes=notes)
+    if num_masks:
+        notes.append(f"{num_masks} file(s) are taken for masks by their names, and not looked at.")
+    return AuditInput(" and ".join(names), images, splits, notes=notes, not_read=not_read)
 
 
-def _is_wanted(path: Path, folder: Path) -> bool:
+def _is_mask(path: Path, folder: Path) -> bool:
     parents = {part.lower() for part in path.relative_to(folder).parts[:-1]}
     stem = path.name.partition(".")[0].lower()
-    return is_image(path) and not parents & _MASK_FOLDERS and not stem.endswith(("_mask", "_seg"))
+    return not path.is_dir() and is_image(path) and bool(parents & _MASK_FOLDERS or stem.endswith(("_mask", "_seg")))
 
 
 def _is_full_folder(path: Path) -> bool:

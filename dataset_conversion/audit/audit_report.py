@@ -99,6 +99,9 @@ def verdict(audit: Audit) -> str:
     """Returns the result in one sentence."""
     if not audit.source.splits:
         return f"{len(audit.pairs)} pairs of duplicates; there is no split that they could cross."
+    if not audit.leaks and audit.num_left_out:
+        number = len(audit.source.images) - len(audit.unreadable)
+        return f"Nothing crosses a split among the {number} images that were read; {audit.num_left_out} were not."
     if not audit.leaks:
         return "Nothing crosses a split."
     parts = []
@@ -116,7 +119,7 @@ def verdict(audit: Audit) -> str:
 
 def html_page(audit: Audit) -> str:
     """Returns the report, one self-contained page."""
-    state = "bad" if audit.leaks else "good"
+    state = "bad" if audit.leaks or audit.num_left_out else "good"
     body = [
         f"<h1>Audit of {escape(audit.source.title)}</h1>",
         f'<p class="verdict {state}">{escape(verdict(audit))}</p>',
@@ -137,6 +140,7 @@ def html_page(audit: Audit) -> str:
         *_pictures(audit),
         "<h2>Problems</h2>",
         _table("Empty, constant or corrupt images", ("image", "problem"), audit.image_problems.items()),
+        _table("Not looked at", ("what",), [(what,) for what in audit.source.not_read]),
         _table("Masks that contradict classes", ("image", "problem"), audit.mask_problems.items()),
         "<h2>All duplicates</h2>",
         _all_pairs(audit),

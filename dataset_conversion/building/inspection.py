@@ -9,9 +9,11 @@ from typing import TypeVar
 from braintum.commands.errors import InputError
 from braintum.conversion.building.raw_dataset import ConversionRequest
 from braintum.conversion.building.summary import CaseReport
+from braintum.conversion.files.folders import walk
 from braintum.conversion.files.parallel import run_cases
 
 Item = TypeVar("Item")
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
 
 
 class SourceError(InputError):
@@ -34,7 +36,7 @@ def nothing_found(source: Path, what: str, otherwise: str = "give the folder tha
         what: there is none of.
         otherwise: the remedy where no archive lies in the folder or below that may only have to be unpacked.
     """
-    archives = sorted([*source.rglob("*.zip"), *source.rglob("*.tar")])
+    archives = [path for path in walk(source) if path.name.lower().endswith(_ARCHIVES)]
     others = " and the other archives" if len(archives) > 1 else ""
     remedy = f"unpack {archives[0].name}{others}" if archives else otherwise
     return FileNotFoundError(f"{source}: no {what}; {remedy}")

@@ -29,6 +29,7 @@ from braintum.conversion.building.selection import assign_groups, contradicting_
 from braintum.conversion.building.summary import CaseReport, summary_notes, summary_table
 from braintum.conversion.files.atomic import atomic_path
 from braintum.conversion.files.file_checks import MAX_PIXELS, check_file
+from braintum.conversion.files.folders import subfolders, unused_images, unused_note
 from braintum.conversion.format.cases import Case, ClassSchema
 from braintum.conversion.format.splits import Splits, find_crossings, patient_splits
 
@@ -84,11 +85,13 @@ class Listing:
         items: the images.
         problems: naming file, fault and remedy.
         concerns_all: a problem is one of the source as a whole, so that no image can be converted.
+        accounted: files and folders that are rightly no cases.
     """
 
     items: list[ImageItem] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     concerns_all: bool = False
+    accounted: list[Path] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -186,8 +189,7 @@ def find_images(folder: Path) -> list[Path]:
 def find_folder(parent: Path, *names: str) -> Path | None:
     """Returns the sub-folder that has one of these names, in upper or lower case."""
     wanted = {name.lower() for name in names}
-    folders = sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
-    return next((path for path in folders if path.name.lower() in wanted), None)
+    return next((path for path in subfolders(parent) if path.name.lower() in wanted), None)
 
 
 def unique_case_names(names: Iterable[str]) -> list[str]:
@@ -265,6 +267,7 @@ def convert_images(
     items = sorted(listing.items, key=lambda item: item.case.case)
     if pool:
         items = [replace(item, case=replace(item.case, split="train")) for item in items]
+    used = [*listing.accounted, *(path for item in items for path in (item.path, *item.mask_files))]
     paths = [item.path for item in items]
     if listing.concerns_all:
         request = replace(request, strict=True)
@@ -290,8 +293,9 @@ def convert_images(
     reports = [replace(report, case=with_case[report.case.case]) for report in reports if report.case.case in with_case]
     schema = ClassSchema.from_dataset_json(dataset_json)
     table = summary_table(reports, schema.class_names if schema else (), "px")
-    text = f"{table}\n{summary_notes(reports)}"
-    result = ConversionResult(dataset.folder, text, len(cases), problems=tuple(problems))
+    unused = unused_images(request.source, used, problems, request.not_needed)
+    text = "\n".join([table, summary_notes(reports), *unused_note(unused)])
+    result = ConversionResult(dataset.folder, text, len(cases), problems=tuple(problems), unused=tuple(unused))
     if request.dry_run:
         return result
     dataset.begin(cases)
@@ -302,7 +306,7 @@ def convert_images(
             tasks.append(WriteTask(item, dataset.image_path(case), dataset.label_path(case)))
     dataset.write_cases(write_image, tasks, request.n_processes)
     content = {"name": request.dataset_name, **dataset_json, "labels": label_names(item_of[x.case] for x in cases)}
-    dataset.finish(cases, splits, content, problems)
+    dataset.finish(cases, splits, content, [*problems, *unused])
     return result
 
 

@@ -2,19 +2,22 @@
 
 A pseudonym is an HMAC-SHA256 of the identifier, cut to 64 bits. The same salt gives the same pseudonyms, so that data
 sets made with it can be combined and repeated; without the salt nobody can find out whether a name is among them by
-hashing it. So the salt is kept where the data do not go.
+hashing it. So the salt is kept where the data do not go, and beside it the key list: who each pseudonym is.
 """
 
 import hashlib
 import hmac
 import os
 import secrets
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from braintum.conversion.building.key_list import key_file, write_keys
 from braintum.conversion.format.cases import Case
+from braintum.conversion.format.dates import days_since_first
 from braintum.conversion.format.splits import Splits
 
 _SALT_BYTES = 32
@@ -27,9 +30,11 @@ class Pseudonyms:
 
     Attributes:
         salt: secret, at least 16 bytes.
+        key_file: the key list; None: none is kept.
     """
 
     salt: bytes
+    key_file: Path | None = None
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], create: bool = True) -> "Pseudonyms":
@@ -52,7 +57,33 @@ class Pseudonyms:
         salt = path.read_bytes().strip()
         if len(salt) < 16:
             raise ValueError(f"{path}: holds {len(salt)} bytes, a salt has 16 at least; remove it to get a random one")
-        return cls(salt)
+        return cls(salt, key_file(path))
+
+    def check_place(self, raw_folder: Path) -> None:
+        """Refuses a salt and a key list among the data.
+
+        Raises:
+            ValueError: they lie in `nnUNet_raw`.
+        """
+        if self.key_file is not None and raw_folder.resolve() in self.key_file.resolve().parents:
+            raise ValueError(
+                f"{self.key_file.parent}: lies in nnUNet_raw; keep the salt and the list of keys apart from the data: "
+                "give another file to --pseudonymise"
+            )
+
+    def write_keys(self, dataset: str, cases: Iterable[Case]) -> None:
+        """Notes in the key list which case, patient and slice each pseudonym of a data set stands for."""
+        if self.key_file is None:
+            return
+        rows = [
+            {
+                **vars(case),
+                "case_pseudonym": self.name(case.case),
+                "patient_pseudonym": self.of("patient", case.patient),
+            }
+            for case in cases
+        ]
+        write_keys(self.key_file, dataset, rows)
 
     def of(self, kind: str, identifier: str) -> str:
         """The pseudonym of an identifier; empty stays empty. Each kind (case, patient, …) has its own."""
@@ -72,11 +103,18 @@ class Pseudonyms:
             patient=self.of("patient", case.patient),
             group=self.of("group", case.group),
             source="",
+            date="",
         )
 
     def cases(self, cases: Iterable[Case]) -> list[Case]:
-        """Rows by pseudonym, so that their order says nothing either."""
-        return sorted((self.case(case) for case in cases), key=lambda case: case.case)
+        """Rows by pseudonym, so that their order says nothing either; dates become days since a patient's first."""
+        cases = list(cases)
+        dates: dict[str, set[str]] = defaultdict(set)
+        for case in cases:
+            dates[case.patient or case.case].add(case.date)
+        days = {patient: days_since_first(texts) for patient, texts in dates.items()}
+        named = [replace(self.case(case), date=days[case.patient or case.case].get(case.date, "")) for case in cases]
+        return sorted(named, key=lambda case: case.case)
 
     def splits(self, splits: Splits) -> Splits:
         """Splits of the pseudonyms."""

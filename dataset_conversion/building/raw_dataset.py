@@ -63,6 +63,7 @@ class ConversionRequest:
         seed: chooses which, if `fraction` is below 1.
         pseudonyms: replace the identifiers of cases and patients; None keeps them.
         strict: a faulty case stops the conversion before anything is written; otherwise it is left out and listed.
+        not_needed: patterns of images in the source that are not meant to be used, so that nobody has to be told.
     """
 
     source: Path
@@ -77,6 +78,7 @@ class ConversionRequest:
     seed: int = 42
     pseudonyms: Pseudonyms | None = None
     strict: bool = True
+    not_needed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.dataset_id <= 999:
@@ -107,6 +109,7 @@ class ConversionResult:
         configuration: nnU-Net's configuration for the data: `2d` for slices, `3d_fullres` for volumes.
         has_classes: whether the data set declares classes.
         problems: of the cases that were left out, each naming file, fault and remedy; empty if the request is strict.
+        unused: images of the source that no case was made of, likewise; see `folders.unused_images`.
     """
 
     folder: Path
@@ -115,6 +118,7 @@ class ConversionResult:
     configuration: str = "2d"
     has_classes: bool = True
     problems: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 def raw_folder_from_environment() -> Path:
@@ -178,6 +182,8 @@ class RawDataset:
         Raises:
             DatasetTakenError: the number belongs to another data set, or the folder is in use.
         """
+        if request.pseudonyms is not None:
+            request.pseudonyms.check_place(request.raw_folder)
         prefix = f"Dataset{request.dataset_id:03d}_"
         for parent in (request.raw_folder, *request.other_folders):
             for other in sorted(parent.glob(f"{prefix}*")):
@@ -229,7 +235,7 @@ class RawDataset:
             expected = {self._name(case) for case in cases if case.split == split}
             for kind in ("images", "labels"):
                 folder = self.build_folder / (kind + ending)
-                if expected or split == "train":
+                if expected:
                     folder.mkdir(exist_ok=True)
                 if not folder.exists():
                     continue
@@ -298,22 +304,25 @@ class RawDataset:
     ) -> None:
         """Writes `cases.csv`, `splits_final.json` and `dataset.json`, and moves a replacement to its place.
 
-        Where cases were left out, `left_out.json` lists why, unless the data set is pseudonymised.
+        Without splits there is no `splits_final.json`. Where cases or images were left out, `left_out.json` lists why,
+        unless the data set is pseudonymised, and its key list is written then.
 
         Args:
             cases: all cases.
             splits: of the training cases.
             dataset_json: the content of `dataset.json` apart from `numTraining` and `file_ending`.
-            problems: of cases that were left out.
+            problems: of cases and images that were left out.
         """
         if self.pseudonyms is not None:
+            self.pseudonyms.write_keys(self.folder.name, cases)
             cases, splits = self.pseudonyms.cases(cases), self.pseudonyms.splits(splits)
             dataset_json = self.pseudonyms.dataset_json(dataset_json)
         content = dict(dataset_json)
         content["numTraining"] = sum(case.split != "test" for case in cases)
         content["file_ending"] = self.file_ending
         write_cases(self.build_folder / CASES_FILE, cases)
-        write_json_atomic(self.build_folder / SPLITS_FILE, splits)
+        if splits:
+            write_json_atomic(self.build_folder / SPLITS_FILE, splits)
         if problems and self.pseudonyms is None:  # they name files, and those patients
             folder = self._state["source"] + os.sep
             write_json_atomic(self.build_folder / LEFT_OUT_FILE, [problem.replace(folder, "") for problem in problems])

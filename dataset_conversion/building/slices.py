@@ -153,6 +153,18 @@ def slice_geometry(image: sitk.Image, plane: str) -> tuple[tuple[float, float], 
     return (float(spacing[x]), float(spacing[y])), (float(origin[x]), float(first))
 
 
+def slice_positions(image: sitk.Image, plane: str) -> np.ndarray:
+    """Returns where a volume's slices lie along the normal of their plane, in mm.
+
+    Args:
+        image: in LPS orientation.
+        plane: one of `PLANES`.
+    """
+    axis = 2 - ARRAY_AXIS[plane]
+    normal = np.array(image.GetDirection()).reshape(3, 3)[:, axis]
+    return float(normal @ image.GetOrigin()) + image.GetSpacing()[axis] * np.arange(image.GetSize()[axis])
+
+
 def stack_slices(array: np.ndarray, plane: str) -> np.ndarray:
     """Returns an array of shape (Z, Y, X) in LPS orientation as (slice, row, column), the head or the front on top."""
     stack = np.moveaxis(array, ARRAY_AXIS[plane], 0)

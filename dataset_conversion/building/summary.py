@@ -64,7 +64,16 @@ def summary_notes(reports: Sequence[CaseReport]) -> str:
         (len(groups), f"{sum(groups.values())} cases are in {len(groups)} groups of images of the same slice"),
         (n_without_spacing, f"{n_without_spacing} cases have no spacing: their distances are in pixels"),
     )
-    return "\n".join(fact for number, fact in facts if number)
+    return "\n".join([*(fact for number, fact in facts if number), *plane_note(reports)])
+
+
+def plane_note(reports: Sequence[CaseReport], remedy: str = "") -> list[str]:
+    """Returns a line where the slices of a data set lie in several planes, which a 2-D network learns as one."""
+    planes = Counter(report.case.plane for report in reports if report.case.plane and len(report.size) == 2)
+    if len(planes) < 2:
+        return []
+    shown = ", ".join(f"{plane} ({count})" for plane, count in sorted(planes.items()))
+    return [f"Slices in several planes: {shown}: a 2-D network learns them as one" + (f"; {remedy}" if remedy else "")]
 
 
 def _row(name: str, reports: Sequence[CaseReport], unit: str) -> tuple[str, ...]:

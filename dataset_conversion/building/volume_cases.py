@@ -24,11 +24,13 @@ from braintum.conversion.building.slices import (
     shows_something,
     slice_geometry,
     slice_image,
+    slice_positions,
     stack_slices,
     to_anatomical,
 )
-from braintum.conversion.building.summary import CaseReport, summary_table
+from braintum.conversion.building.summary import CaseReport, plane_note, summary_table
 from braintum.conversion.files.atomic import atomic_path
+from braintum.conversion.files.folders import unused_images, unused_note
 from braintum.conversion.files.parallel import run_cases
 from braintum.conversion.files.volumes import VolumeError, compact, image_like, spacing_text, write_image
 from braintum.conversion.format.cases import Case
@@ -94,6 +96,7 @@ class Target:
         file_ending: `.nii.gz`, or `.png` for slices of unknown spacing with 8 bits.
         slice_classes: class of slices with and of slices without tumour; None leaves them their volume's class.
         keep_orientation: nnU-Net reads volumes as their files store them; else in one orientation, whatever that is.
+        for_prediction: all cases are test cases, and there is nothing to split.
     """
 
     labels: Mapping[str, Any]
@@ -104,6 +107,7 @@ class Target:
     file_ending: str = ".nii.gz"
     slice_classes: tuple[str, str] | None = None
     keep_orientation: bool = False
+    for_prediction: bool = False
 
     @property
     def reader(self) -> str:
@@ -158,6 +162,7 @@ class SlicedVolume:
         plane: `axial`, `coronal` or `sagittal`.
         spacing: in mm, x and y of a slice.
         origin: in mm, likewise.
+        positions: of the slices, in mm; see `slices.slice_positions`.
     """
 
     channels: tuple[np.ndarray, ...]
@@ -165,6 +170,7 @@ class SlicedVolume:
     plane: str
     spacing: tuple[float, float]
     origin: tuple[float, float]
+    positions: np.ndarray
 
 
 def convert_volumes(
@@ -175,6 +181,7 @@ def convert_volumes(
     dataset_json: Mapping[str, Any],
     problems: Sequence[str] = (),
     notes: Sequence[str] = (),
+    accounted: Sequence[Path] = (),
 ) -> ConversionResult:
     """Checks all volumes and converts them, or only checks them (`request.dry_run`). Splits are made by patient.
 
@@ -186,6 +193,7 @@ def convert_volumes(
         dataset_json: entries of `dataset.json` beside labels and channel names; `classification` where there is one.
         problems: what is already known to be wrong, reported together with what is found here.
         notes: sentences for the end of the summary.
+        accounted: files and folders of the source that are rightly not used.
 
     Returns:
         The data set's folder and summary.
@@ -195,6 +203,7 @@ def convert_volumes(
             nothing is written.
         ValueError: the training cases are of fewer than two patients.
     """
+    used = [*accounted, *(path for source in sources for path in source.files())]
     chosen = {case.case for case in select_fraction([x.case for x in sources], request.fraction, request.seed)}
     sources = [source for source in sources if source.case.case in chosen]
     inspections = run_cases(partial(inspect_volume, target=target), sources, request.n_processes, "checking")
@@ -206,7 +215,7 @@ def convert_volumes(
     reports = [report for found in inspections for report in found.reports]
     cases = [report.case for report in reports]
     with naming_problems(problems, request):
-        splits = patient_splits(cases)
+        splits = [] if target.for_prediction else patient_splits(cases)
     remarks: dict[str, list[str]] = defaultdict(list)
     for source, found in zip(sources, inspections, strict=True):
         for remark in found.remarks:
@@ -214,11 +223,21 @@ def convert_volumes(
     # without a schema, the table still shows the classes that are known
     known = sorted({case.tumour_class for case in cases} - {""})
     classes = dataset_json.get("classification", {}).get("class_names", known)
-    lines = [summary_table(reports, classes, target.unit), *notes, *_remark_lines(remarks)]
+    unused = unused_images(request.source, used, problems, request.not_needed)
+    table = summary_table(reports, classes, target.unit)
+    planes = [] if target.slices is None else plane_note(reports, "--plane axial cuts every volume the same way")
+    lines = [table, *notes, *planes, *_remark_lines(remarks), *unused_note(unused)]
+    lines += _healthy_hints(sources, inspections, dataset_json.get("classification", {}).get("negative_class"))
     # a distance of slices that nobody knows is no ground for 3-D patches
     configuration = "3d_fullres" if target.slices is None and target.spacing_known else "2d"
     result = ConversionResult(
-        dataset.folder, "\n".join(lines), len(cases), configuration, "classification" in dataset_json, tuple(problems)
+        dataset.folder,
+        "\n".join(lines),
+        len(cases),
+        configuration,
+        "classification" in dataset_json,
+        tuple(problems),
+        tuple(unused),
     )
     if request.dry_run:
         return result
@@ -233,7 +252,7 @@ def convert_volumes(
     }
     if remarks:
         content["remarks"] = {remark: remarks[remark] for remark in sorted(remarks)}
-    dataset.finish(cases, splits, content, problems)
+    dataset.finish(cases, splits, content, [*problems, *unused])
     return result
 
 
@@ -275,7 +294,15 @@ def _slice_report(
 ) -> CaseReport:
     mask = None if sliced.mask is None else sliced.mask[number]
     shown, source = slice_files[number] if slice_files else (number, volume.source)
-    case = replace(volume, case=f"{volume.case}_{shown:03d}", plane=sliced.plane, source=source)
+    position = f"{round(sliced.positions[number], 3):g}" if target.spacing_known else ""
+    case = replace(
+        volume,
+        case=f"{volume.case}_{shown:03d}",
+        plane=sliced.plane,
+        source=source,
+        slice=str(shown),
+        position=position,
+    )
     if target.slice_classes is not None and mask is not None:
         case = replace(case, tumour_class=target.slice_classes[0 if mask.any() else 1])
     case = _with_spacing(case, target, sliced.spacing)
@@ -286,6 +313,21 @@ def _slice_report(
 
 def _with_spacing(case: Case, target: Target, spacing: Sequence[float]) -> Case:
     return replace(case, spacing=spacing_text(spacing) if target.spacing_known else "")
+
+
+def _healthy_hints(
+    sources: Sequence[VolumeSource], inspections: Sequence[VolumeInspection], negative_class: str | None
+) -> list[str]:
+    """Returns a sentence for each class that has empty masks only, and is not the negative one."""
+    empty: dict[str, list[bool]] = defaultdict(list)
+    for source, found in zip(sources, inspections, strict=True):
+        empty[source.case.tumour_class].append(NO_TUMOUR in found.remarks)
+    return [
+        f"Class {name} has empty masks only. If it is the healthy one, name it (--negative-class {name}): weights, "
+        "false masks and contradictions depend on it."
+        for name, are_empty in sorted(empty.items())
+        if name not in ("", negative_class) and all(are_empty)
+    ]
 
 
 def _size(mask: np.ndarray | None, unit: float) -> float | None:
@@ -303,7 +345,8 @@ def slice_volume(loaded: LoadedVolume, plane: str) -> SlicedVolume:
         mask = stack_slices(sitk.GetArrayFromImage(turned), plane)
     # of the volume, not of a slice: the slices of one volume get one type
     stacks = tuple(stack_slices(compact(sitk.GetArrayFromImage(image)), plane) for image in channels)
-    return SlicedVolume(stacks, mask, plane, *slice_geometry(channels[0], plane))
+    geometry = slice_geometry(channels[0], plane)
+    return SlicedVolume(stacks, mask, plane, *geometry, slice_positions(channels[0], plane))
 
 
 def _write_tasks(

@@ -98,12 +98,29 @@ def read_dataset_json(path: str | os.PathLike[str], remedy: str = "restore it") 
         ValueError: it is damaged, or says what no data set can.
     """
     content = read_json_object(path, remedy)
+    check_is_v2(content, path)
     check_schema(content, DATASET_SCHEMA, path, remedy)
     if not content.keys() & {"channel_names", "modality"}:  # the second is that of nnU-Net v1, which v2 reads too
         raise ValueError(f'{path}: "channel_names" is missing; {remedy}')
     if 0 not in label_values(content["labels"]) or content["labels"].get("background", 0) != 0:
         raise ValueError(f'{path}: labels have to hold "background": 0; {remedy}')
     return content
+
+
+def check_is_v2(dataset_json: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Refuses `dataset.json` of nnU-Net v1, whose labels are named by number.
+
+    Raises:
+        ValueError: it is one.
+    """
+    labels = dataset_json.get("labels")
+    if isinstance(labels, Mapping) and any(isinstance(value, str) for value in labels.values()):
+        names = {str(value): int(key) for key, value in labels.items() if str(key).isdecimal()}
+        raise ValueError(
+            f"{path} is of nnU-Net v1: its labels are {json.dumps(labels)}, v2 takes {json.dumps(names)} and "
+            '"channel_names" and "file_ending". Convert the data set with nnUNetv2_convert_old_nnUNet_dataset, or '
+            "correct the file"
+        )
 
 
 def label_values(labels: Mapping[str, Any]) -> Iterator[int]:

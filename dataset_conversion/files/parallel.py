@@ -12,6 +12,8 @@ from typing import NoReturn, TypeVar
 
 from tqdm import tqdm
 
+from braintum.commands.cuda_warnings import hide_cuda_warnings
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -121,6 +123,7 @@ def prepare_worker() -> None:
     """Initialises a worker process: its parent alone handles Ctrl-C, and it ends when its parent does."""
     # Ctrl-C reaches the whole process group: the parent cancels, the workers finish what they have begun
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    hide_cuda_warnings()
     # a worker would wait for work for ever after its parent was killed
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

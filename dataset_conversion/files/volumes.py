@@ -4,6 +4,7 @@ Everything here keeps the geometry: spacing, origin and direction of a written v
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,27 @@ DIRECTION_TOLERANCE = 0.001
 SLICE_DISTANCE_TOLERANCE = 0.02
 """Of the median distance between the slices of a DICOM series: positions are rounded to text in the files."""
 
+MIN_SPACING_MM = 0.01
+"""Finer than any scanner of heads: the header's unit is not mm."""
+
 _POSITION, _ORIENTATION = "0020|0032", "0020|0037"
 """DICOM tags: image position and image orientation (patient)."""
+_NAMES = ("0008|103e", "0018|1030", "0018|0024")
+"""SeriesDescription, ProtocolName, SequenceName."""
+_STUDY = ("0010|0020", "0020|000d", "0008|0020")
+"""PatientID, StudyInstanceUID, StudyDate."""
+_DESCRIPTIONS = (*_NAMES, *_STUDY)
+
+
+_SHEARED = (
+    "its axes are not at right angles (sheared, or singular): write it on a grid with right angles, by resampling with "
+    "FSL's flirt or ANTs, for instance, or export it again without shear (from the registration or gantry tilt)"
+)
+_NO_IMAGES = {
+    b"1.2.840.10008.5.1.4.1.1.66.4": "a DICOM segmentation object (SEG), whose frames are segments and not slices",
+    b"1.2.840.10008.5.1.4.1.1.481.3": "a DICOM structure set (RTSTRUCT), contours and no image",
+}
+"""SOP classes that stand in the first bytes of a file."""
 
 
 class VolumeError(InputError):
@@ -37,6 +57,39 @@ class VolumeError(InputError):
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+@dataclass(frozen=True)
+class DicomSeries:
+    """A DICOM series, alone or with others in its folder.
+
+    Attributes:
+        folder: with its files.
+        uid: SeriesInstanceUID.
+        names: SeriesDescription, ProtocolName and SequenceName, as far as they are there.
+        patient: PatientID.
+        study: StudyInstanceUID.
+        date: StudyDate.
+    """
+
+    folder: Path
+    uid: str
+    names: tuple[str, ...] = ()
+    patient: str = ""
+    study: str = ""
+    date: str = ""
+
+    @property
+    def title(self) -> str:
+        """What a person calls it."""
+        return self.names[0] if self.names else self.uid
+
+    def __str__(self) -> str:
+        return f"{self.folder} ({self.title})"
+
+
+Volume = Path | DicomSeries
+"""A file, the folder of the only DICOM series in it, or a series."""
 
 
 def is_volume_file(path: Path) -> bool:
@@ -59,16 +112,39 @@ def _is_dicom(path: Path) -> bool:
         return file.read(4) == b"DICM"
 
 
-def files_of(path: Path) -> list[Path]:
-    """Returns the files that a volume consists of: the file itself, or those of a DICOM series' folder."""
-    return dicom_files(path) if path.is_dir() else [path]
+def dicom_series(folder: Path) -> list[DicomSeries]:
+    """Returns the DICOM series directly in a folder, by their descriptions; none where the path is not valid text."""
+    try:
+        check_name(folder)
+    except DamagedFileError:
+        return []  # of which reading will tell
+    found = []
+    for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)):
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)[0])
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError:
+            continue
+        tags = {tag: reader.GetMetaData(tag).strip() for tag in reader.GetMetaDataKeys() if tag in _DESCRIPTIONS}
+        names = tuple(tags[tag] for tag in _NAMES if tags.get(tag))
+        found.append(DicomSeries(folder, uid, names, *(tags.get(tag, "") for tag in _STUDY)))
+    return sorted(found, key=lambda series: (series.title, series.uid))
 
 
-def read_volume(path: Path) -> sitk.Image:
+def files_of(volume: Volume) -> list[Path]:
+    """Returns the files that a volume consists of: the file itself, or those of a DICOM series."""
+    if isinstance(volume, DicomSeries):
+        names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(volume.folder), volume.uid)
+        return [Path(name) for name in names]
+    return dicom_files(volume) if volume.is_dir() else [volume]
+
+
+def read_volume(path: Volume) -> sitk.Image:
     """Reads one volume.
 
     Args:
-        path: a file, or the folder of a DICOM series.
+        path: a file, the folder of a DICOM series, or a series.
 
     Returns:
         A 3-D image with one finite value a voxel. (In NIfTI files ITK, and thus nnU-Net, reads NaN and infinity as 0.)
@@ -76,16 +152,20 @@ def read_volume(path: Path) -> sitk.Image:
     Raises:
         VolumeError: it cannot be read, is not such an image, or is a DICOM series with gaps or more than one series.
     """
-    names = _series_files(path) if path.is_dir() and not is_volume_file(path) else [str(path)]
+    if isinstance(path, DicomSeries):
+        names = _series_files(path.folder, path.uid)
+    else:
+        names = _series_files(path) if path.is_dir() and not is_volume_file(path) else [str(path)]
     try:
         for name in names:
             check_file(name)
     except DamagedFileError as error:
         raise VolumeError(f"{error}; copy or export it again") from error
+    _check_is_image(names[0])
     try:
         image = sitk.ReadImage(names[0]) if len(names) == 1 else sitk.ReadImage(names)
     except RuntimeError as error:
-        raise VolumeError(f"{path}: not readable ({_last_line(error)}); copy or export it again") from error
+        raise VolumeError(_unreadable(path, error)) from error
     if image.GetDimension() != 3:
         raise VolumeError(f"{path}: has {image.GetDimension()} dimensions; a volume has 3: export it as one")
     if image.GetNumberOfComponentsPerPixel() != 1:
@@ -99,26 +179,34 @@ def read_volume(path: Path) -> sitk.Image:
     return image
 
 
-def _series_files(folder: Path) -> list[str]:
-    """Returns the files of the only DICOM series in a folder, in the order of their positions.
+def _series_files(folder: Path, uid: str = "") -> list[str]:
+    """Returns the files of a DICOM series in a folder, in the order of their positions.
+
+    Args:
+        folder: to look in.
+        uid: of the series; empty: of the only one.
 
     Raises:
-        VolumeError: there is not exactly one series, or its slices are not parallel and evenly spaced.
+        VolumeError: there is no such series, there are several to choose from, or its slices are not parallel and
+            evenly spaced.
     """
     try:
         check_name(folder)
     except DamagedFileError as error:
         raise VolumeError(str(error)) from error
     files = dicom_files(folder)
+    for file in files:
+        _check_is_image(file)
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)) if files else ()
-    if not series:
+    if not series or uid not in ("", *series):
         raise VolumeError(f"{folder}: no readable DICOM series; export it again")
-    if len(series) > 1:
+    if len(series) > 1 and not uid:
         raise VolumeError(
-            f"{folder}: holds {len(series)} DICOM series mixed with each other; put each into a folder of its own"
+            f"{folder}: holds {len(series)} DICOM series mixed with each other; put each into a folder of its own, or "
+            "choose one by a pattern of its SeriesDescription"
         )
-    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
-    if len(names) != len(files):
+    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid or series[0])
+    if len(names) != len(files) and len(series) == 1:
         raise VolumeError(
             f"{folder}: {len(files) - len(names)} of {len(files)} DICOM files do not belong to the series or are "
             "damaged; remove them, or export the series again"
@@ -126,6 +214,20 @@ def _series_files(folder: Path) -> list[str]:
     if len(names) > 1:
         _check_slices(folder, names)
     return list(names)
+
+
+def _check_is_image(file: str | Path) -> None:
+    """Refuses DICOM objects that no reader of images reads as they are meant."""
+    with open(file, "rb") as stream:
+        start = stream.read(2048)
+    if start[128:132] != b"DICM":
+        return
+    for identifier, what in _NO_IMAGES.items():
+        if identifier in start:
+            raise VolumeError(
+                f"{file}: {what}; write it as a label map (NIfTI) on the image's grid first, with 3D Slicer or dcmqi's "
+                "segimage2itkimage, for instance"
+            )
 
 
 def _check_slices(folder: Path, names: Sequence[str]) -> None:
@@ -181,7 +283,7 @@ def check_images(files: Sequence[str]) -> None:
         DamagedFileError: see :func:`braintum.conversion.files.file_checks.check_file`.
         VolumeError: their grids differ, or are none: nnU-Net would only warn of that.
     """
-    headers: dict[Path, sitk.ImageFileReader] = {}
+    headers: dict[Volume, sitk.ImageFileReader] = {}
     for file in files:
         check_name(Path(file))  # of pictures too: a table of cases could not hold it
         check_file(file)
@@ -191,7 +293,7 @@ def check_images(files: Sequence[str]) -> None:
             try:
                 reader.ReadImageInformation()
             except RuntimeError as error:
-                raise VolumeError(f"{file}: not readable ({_last_line(error)}); copy or export it again") from error
+                raise VolumeError(_unreadable(file, error)) from error
             _check_grid(Path(file), reader)
             headers[Path(file)] = reader
     if len(headers) > 1 and (problems := geometry_problems(headers)):
@@ -215,16 +317,20 @@ def first_undamaged(files: Iterable[Path]) -> Path:
     raise ValueError(f"{fault}; nor is any other file beside it readable") from fault
 
 
-def _check_grid(path: Path, image: sitk.Image | sitk.ImageFileReader) -> None:
+def _check_grid(path: Volume, image: sitk.Image | sitk.ImageFileReader) -> None:
     dimension = image.GetDimension()
+    if dimension not in (2, 3):
+        raise VolumeError(f"{path}: has {dimension} dimensions; a volume has 3: export each time point as a file")
     axes = np.array(image.GetDirection()).reshape(dimension, dimension)
     if not np.abs(axes.T @ axes - np.eye(dimension)).max() < DIRECTION_TOLERANCE:  # NaN too
-        raise VolumeError(f"{path}: its axes are not at right angles (sheared, or singular); resample it onto a grid")
+        raise VolumeError(f"{path}: {_SHEARED}")
     if not np.isfinite([*image.GetSpacing(), *image.GetOrigin()]).all() or min(image.GetSpacing()) <= 0:
         raise VolumeError(f"{path}: spacing or origin is not finite; export it again")
+    if (finest := min(image.GetSpacing())) < MIN_SPACING_MM:
+        raise VolumeError(f"{path}: a spacing of {finest:.3g} mm cannot be (metres, not mm?); correct the header")
 
 
-def geometry_problems(volumes: Mapping[Path, sitk.Image | sitk.ImageFileReader]) -> list[str]:
+def geometry_problems(volumes: Mapping[Volume, sitk.Image | sitk.ImageFileReader]) -> list[str]:
     """Compares the grids of volumes that belong together.
 
     Args:
@@ -266,7 +372,7 @@ def geometry_differences(one: sitk.Image | sitk.ImageFileReader, other: sitk.Ima
     return differences
 
 
-def whole_numbers(image: sitk.Image, path: Path) -> np.ndarray:
+def whole_numbers(image: sitk.Image, path: Volume) -> np.ndarray:
     """Returns the values of a label map as integers, shape (Z, Y, X).
 
     Raises:
@@ -285,12 +391,12 @@ def whole_numbers(image: sitk.Image, path: Path) -> np.ndarray:
 
 
 def read_case(
-    channels: Sequence[Path], mask: Path | None, map_labels: Callable[[np.ndarray, Path], np.ndarray]
+    channels: Sequence[Volume], mask: Volume | None, map_labels: Callable[[np.ndarray, Volume], np.ndarray]
 ) -> tuple[tuple[sitk.Image, ...], np.ndarray | None]:
     """Reads and checks the volumes of a case, which have to lie on one grid.
 
     Args:
-        channels: file or DICOM folder of each.
+        channels: file, DICOM folder or DICOM series of each.
         mask: likewise; None where there is none.
         map_labels: makes the mask's whole numbers, shape (Z, Y, X), the labels of the data set; gets the path too, for
             its errors, which are `VolumeError`.
@@ -301,7 +407,7 @@ def read_case(
     Raises:
         VolumeError: with the problems of all of them.
     """
-    volumes: dict[Path, sitk.Image] = {}
+    volumes: dict[Volume, sitk.Image] = {}
     problems: list[str] = []
     for path in (*channels, *([mask] if mask else [])):
         try:
@@ -352,6 +458,12 @@ def write_image(image: sitk.Image, path: Path) -> None:
 def spacing_text(spacing: Sequence[float]) -> str:
     """Returns a spacing as `cases.csv` holds it: in mm, x y [z], separated by blanks."""
     return " ".join(f"{value:.6g}" for value in spacing)
+
+
+def _unreadable(path: str | Path, error: RuntimeError) -> str:
+    if "orthonormal" in str(error):  # ITK does not read such headers at all
+        return f"{path}: {_SHEARED}"
+    return f"{path}: not readable ({_last_line(error)}); copy or export it again"
 
 
 def _by(values: Sequence[int]) -> str:

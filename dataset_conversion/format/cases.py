@@ -2,16 +2,18 @@
 
 import csv
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from braintum.conversion.files.atomic import atomic_path
+from braintum.conversion.format.dates import read_date
 
 CASES_FILE = "cases.csv"
 _CLASS_COLUMN = "class"
 """`class` is a Python keyword: the attribute is called `tumour_class`."""
+_NEEDED = ("case", _CLASS_COLUMN)
 SPLITS = ("train", "test")
 """Of imagesTr and imagesTs."""
 
@@ -29,6 +31,9 @@ class Case:
         plane: `axial`, `coronal` or `sagittal`.
         spacing: in mm, in the order x y [z], separated by blanks.
         source: the file that the case was made from, relative to the source folder, with forward slashes.
+        slice: number of a slice of a volume, from 0 at the feet, the front or the right; of a file a slice, its own.
+        position: of a slice along the normal of its plane in mm, in the patient's coordinates: to the head, back, left.
+        date: of the examination, YYYY-MM-DD, or another word for it.
     """
 
     case: str
@@ -39,10 +44,15 @@ class Case:
     plane: str = ""
     spacing: str = ""
     source: str = ""
+    slice: str = ""
+    position: str = ""
+    date: str = ""
 
 
-_ATTRIBUTES = tuple(field.name for field in fields(Case))
-COLUMNS = tuple(_CLASS_COLUMN if name == "tumour_class" else name for name in _ATTRIBUTES)
+OPTIONAL_COLUMNS = ("slice", "position", "date")
+"""They are there only where a case has a value."""
+_ATTRIBUTES = {_CLASS_COLUMN if field.name == "tumour_class" else field.name: field.name for field in fields(Case)}
+COLUMNS = tuple(column for column in _ATTRIBUTES if column not in OPTIONAL_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -126,16 +136,18 @@ def write_cases(path: str | os.PathLike[str], cases: Iterable[Case]) -> None:
         atomic_path(path) as partial,
         open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
+        columns = [*COLUMNS, *(name for name in OPTIONAL_COLUMNS if any(getattr(row, name) for row in rows))]
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(asdict(row).values() for row in rows)
+        writer.writerow(columns)
+        writer.writerows([getattr(row, _ATTRIBUTES[column]) for column in columns] for row in rows)
 
 
 def read_cases(path: str | os.PathLike[str], class_names: Sequence[str] | None = None) -> dict[str, Case]:
     """Reads `cases.csv`.
 
     Args:
-        path: the file. The order of its columns is free, and further columns are ignored. An empty split is `train`.
+        path: the file. The order of its columns is free, only case and class have to be there, and further columns are
+            ignored. An empty split is `train`.
         class_names: the classes that may occur beside the empty one; None allows all.
 
     Returns:
@@ -143,31 +155,57 @@ def read_cases(path: str | os.PathLike[str], class_names: Sequence[str] | None =
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a column is missing, a case has no name or occurs twice, or a class or split is unknown; the message
-            names file and line.
+        ValueError: the column case or class is missing, a case has no name or occurs twice, or a class or split is
+            unknown; the message names file and line.
     """
     cases: dict[str, Case] = {}
+    for place, row in _rows(path):
+        case = Case(**{name: row[column].strip() for column, name in _ATTRIBUTES.items() if column in row})
+        case = replace(case, split=case.split or SPLITS[0])
+        _check_row(case, place, cases, class_names)
+        cases[case.case] = case
+    return cases
+
+
+def read_dates(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Reads the column `date` of `cases.csv`, where there is one.
+
+    Returns:
+        Case name -> date as YYYY-MM-DD, or the other word that stands there; cases without one are left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no `cases.csv`, or it is not clear which number of a date is the month.
+    """
+    try:
+        return {name: read_date(case.date) for name, case in read_cases(path).items() if case.date}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; write dates as YYYY-MM-DD") from error
+
+
+def _rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """File and line, and the values by column, of each row; commas, or semicolons as spreadsheets write them."""
     # utf-8-sig: spreadsheet programs put a byte-order mark in front of the first column's name
     with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
         try:
-            missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+            header = file.readline()
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=";" if header.count(";") > header.count(",") else ",")
+            missing = [column for column in _NEEDED if column not in (reader.fieldnames or ())]
             if missing:
-                raise ValueError(f"{path}, line 1: missing column {', '.join(missing)}; needed: {', '.join(COLUMNS)}")
+                raise ValueError(
+                    f"{path}, line 1: missing column {', '.join(missing)}; needed are {' and '.join(_NEEDED)}, the "
+                    f"first line has {header.strip()!r}"
+                )
             for row in reader:
                 place = f"{path}, line {reader.line_num}"
-                values = {name: row[column] for name, column in zip(_ATTRIBUTES, COLUMNS, strict=True)}
-                if any(value is None for value in values.values()) or None in row:
+                if None in row or None in row.values():
                     raise ValueError(f"{place}: the row does not have as many values as the header has columns")
-                case = Case(**{name: value.strip() for name, value in values.items()})
-                case = replace(case, split=case.split or SPLITS[0])
-                _check_row(case, place, cases, class_names)
-                cases[case.case] = case
+                yield place, row
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(
                 f"{path}: not readable as comma-separated UTF-8 text ({error}); save it as such"
             ) from error
-    return cases
 
 
 def _check_row(case: Case, place: str, earlier: Mapping[str, Case], class_names: Sequence[str] | None) -> None:

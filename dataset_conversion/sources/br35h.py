@@ -40,6 +40,7 @@ from braintum.conversion.building.natural_images import (
 from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.selection import byte_identical_groups
 from braintum.conversion.building.via import Annotation, draw_regions, read_annotations
+from braintum.conversion.files.folders import subfolders
 from braintum.conversion.format.cases import Case
 from braintum.conversion.format.class_names import NEGATIVE_CLASS, UNSPECIFIC_CLASS, known_name, unified_schema
 from braintum.conversion.format.splits import Splits, patient_splits
@@ -51,6 +52,7 @@ DEFAULT_NAME = "Br35H"
 DESCRIPTION = "Br35H: the folders yes and no, and the outlined images of TRAIN, VAL and TEST"
 
 PARTS = {"TRAIN": "train", "VAL": "train", "TEST": "test"}
+UNLABELLED = "pred"
 
 DATASET_JSON: dict[str, Any] = {
     "channel_names": {"0": "MRI"},
@@ -147,6 +149,7 @@ def list_images(source: Path) -> tuple[Listing, frozenset[str]]:
     if not found and not listing.problems:
         remedy = "give the folder that holds yes, no and Br35H-Mask-RCNN"
         raise nothing_found(source, "images in yes, no, TRAIN, VAL or TEST", remedy)
+    listing.accounted = [source / UNLABELLED, *(image.path for image in found)]
     found = merge_copies(found)
     names = unique_case_names(f"br35h_{image.path.stem.lower()}" for image in found)
     validation = set()
@@ -176,8 +179,7 @@ def merge_copies(found: Sequence[FoundImage]) -> list[FoundImage]:
 
 
 def _find_class_folder(source: Path, tumour_class: str) -> Path | None:
-    folders = sorted(path for path in source.iterdir() if path.is_dir())
-    return next((path for path in folders if known_name(path.name) == tumour_class), None)
+    return next((path for path in subfolders(source) if known_name(path.name) == tumour_class), None)
 
 
 def _mask_reader(image: FoundImage) -> tuple[MaskReader, bool]:

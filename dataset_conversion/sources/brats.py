@@ -34,7 +34,8 @@ from braintum.conversion.building.raw_dataset import ConversionRequest, Conversi
 from braintum.conversion.building.slices import add_orientation_argument, add_slice_arguments, slice_choice
 from braintum.conversion.building.source_tables import read_rows
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
-from braintum.conversion.files.volumes import VolumeError, read_case
+from braintum.conversion.files.folders import walk
+from braintum.conversion.files.volumes import Volume, VolumeError, read_case
 from braintum.conversion.format.cases import Case
 from braintum.conversion.format.class_names import known_name, unified_schema
 from braintum.conversion.format.label_names import BRATS_LABELS, BRATS_REGIONS
@@ -110,7 +111,7 @@ class BratsCase:
         return LoadedVolume(images, labels, remarks)
 
 
-def map_labels(array: np.ndarray, path: Path, convention: str) -> np.ndarray:
+def map_labels(array: np.ndarray, path: Volume, convention: str) -> np.ndarray:
     """Returns labels of the source as ours, uint8.
 
     Raises:
@@ -236,9 +237,9 @@ def find_cases(source: Path, unlabelled: str = "test") -> tuple[list[BratsCase],
     """
     found: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     cohorts: dict[str, str] = {}
-    for path in sorted(source.rglob("*.nii*")):
+    for path in walk(source):
         match = _NEW.fullmatch(path.name) or _OLD.fullmatch(path.name)
-        if match is None or path.is_dir() or path.name.startswith("."):
+        if match is None or path.is_dir():
             continue
         found[match["id"]][match["sequence"].lower()].append(path)
         cohorts[match["id"]] = (match.groupdict().get("cohort") or "").upper()
@@ -249,6 +250,8 @@ def find_cases(source: Path, unlabelled: str = "test") -> tuple[list[BratsCase],
             "give the folder that holds the case folders",
         )
     grades, problems = read_grades(source)
+    if grades and not grades.keys() & found.keys():
+        problems.append(f"{MAPPING_FILE}: none of its rows fits a case in {source}; download it again, or remove it")
     cases = []
     for name in sorted(found):
         case, faults = _make_case(source, name, found[name], cohorts[name], grades.get(name, ""), unlabelled)
@@ -292,7 +295,7 @@ def read_grades(source: Path) -> tuple[dict[str, str], list[str]]:
     """Reads `name_mapping.csv`, wherever it lies: case -> `HGG` or `LGG`; and the problems found there."""
     grades: dict[str, str] = {}
     problems = []
-    for path in sorted(source.rglob(MAPPING_FILE)):
+    for path in (path for path in walk(source) if path.name.lower() == MAPPING_FILE):
         for line, row in read_rows(path)[1]:
             grade = row.get("Grade", "").upper()
             names = [value for key, value in row.items() if key.endswith("subject_ID") and value]

@@ -47,6 +47,7 @@ from braintum.conversion.building.natural_images import (
 )
 from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.source_tables import read_rows
+from braintum.conversion.files.folders import subfolders
 from braintum.conversion.format.cases import Case
 from braintum.conversion.format.class_names import NEGATIVE_CLASS, known_name, unified_schema
 
@@ -141,6 +142,8 @@ def list_images(source: Path) -> Listing:
     if not any(entry.path for entry in found.values()):
         raise nothing_found(source, "images in classification_task/train/glioma and the like, nor in segmentation_task")
     manifest = read_manifest(source)
+    if manifest and not manifest.keys() & found.keys():
+        listing.problems.append(f"{source / MANIFEST}: none of its rows fits an image; {AGAIN}, or remove it")
     for stem, entry in sorted(found.items()):
         if entry.is_ambiguous:  # which of the files is right is not known
             continue
@@ -158,7 +161,7 @@ def _list_classification(source: Path, found: dict[str, Found], problems: list[s
     task = find_folder(source, "classification_task") or source / "classification_task"
     for part in PARTS:
         parent = find_folder(task, part)
-        for folder in sorted(path for path in parent.iterdir() if path.is_dir()) if parent else []:
+        for folder in subfolders(parent) if parent else []:
             tumour_class = known_name(folder.name)
             if tumour_class not in DATASET_JSON["classification"]["class_names"]:
                 problems.append(f"{folder}: no class has this name; rename or remove the folder")

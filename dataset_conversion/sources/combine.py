@@ -39,6 +39,7 @@ from braintum.conversion.building.selection import assign_groups, join_groups, s
 from braintum.conversion.building.summary import CaseReport, summary_notes, summary_table
 from braintum.conversion.files.atomic import atomic_path
 from braintum.conversion.files.file_checks import check_file, one_line
+from braintum.conversion.files.folders import unused_images, unused_note
 from braintum.conversion.files.json_files import label_values
 from braintum.conversion.format.cases import Case, ClassSchema
 from braintum.conversion.format.class_names import NEGATIVE_CLASS, UNSPECIFIC_CLASS, canonical_name, unified_schema
@@ -138,6 +139,8 @@ def combine(
     cases = select_fraction(cases, request.fraction, request.seed)
     with naming_problems(problems, request):
         splits = patient_splits(cases)
+    used = [path for item in combined for path in item.files]
+    unused = [image for part in parts for image in unused_images(part.folder, used, problems, request.not_needed)]
     chosen = {case.case: case for case in cases}
     reports = [replace(report, case=chosen[report.case.case]) for report in reports if report.case.case in chosen]
     unit = "px" if ending == PICTURES else "voxels"
@@ -145,11 +148,12 @@ def combine(
     configuration = "2d" if parts[0].is_2d else "3d_fullres"
     result = ConversionResult(
         dataset.folder,
-        f"{table}\n{summary_notes(reports)}",
+        "\n".join([table, summary_notes(reports), *unused_note(unused)]),
         len(cases),
         configuration,
         schema is not None,
         tuple(problems),
+        tuple(unused),
     )
     if request.dry_run:
         return result
@@ -160,7 +164,7 @@ def combine(
             images = [dataset.image_path(item.case, channel) for channel in range(len(item.files) - 1)]
             tasks.append(CopyTask(item, (*images, dataset.label_path(item.case))))
     dataset.write_cases(copy_case, tasks, request.n_processes)
-    dataset.finish(cases, splits, _dataset_json(request, parts, schema, labels, channel_names), problems)
+    dataset.finish(cases, splits, _dataset_json(request, parts, schema, labels, channel_names), [*problems, *unused])
     return result
 
 
@@ -223,7 +227,15 @@ def _unify_classes(parts: Sequence[ConvertedDataset]) -> ClassSchema | None:
     names = {canonical_name(name) for name in declared | {c.tumour_class for part in parts for c in part.cases} - {""}}
     if names - {UNSPECIFIC_CLASS, NEGATIVE_CLASS}:
         names.discard(UNSPECIFIC_CLASS)
-    return unified_schema(names) if len(names) > 1 else None
+    negatives = {
+        canonical_name(part.schema.negative_class) for part in parts if part.schema and part.schema.negative_class
+    }
+    if len(negatives) > 1:
+        raise ValueError(
+            f"the healthy class is called {' and '.join(sorted(negatives))}; give it one name in cases.csv and "
+            "dataset.json of all data sets"
+        )
+    return unified_schema(names, next(iter(negatives), None)) if len(names) > 1 else None
 
 
 def _unify_labels(parts: Sequence[ConvertedDataset]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from braintum.conversion.building.selection import select_fraction
 from braintum.conversion.building.summary import CaseReport, summary_table
 from braintum.conversion.files.atomic import atomic_path
 from braintum.conversion.files.file_checks import one_line
+from braintum.conversion.files.folders import unused_images, unused_note, walk
 from braintum.conversion.format.cases import Case, ClassSchema
 from braintum.conversion.format.splits import Splits, find_crossings, official_splits, patient_splits
 
@@ -139,6 +140,7 @@ def convert(request: ConversionRequest) -> ConversionResult:
     """
     dataset = RawDataset.open(request, KIND)
     files, problems = find_slices(request.source)
+    used = [*(file.path for file in files), *fold_files(request.source)]
     fold_of_case = read_folds(request.source, files)
     reports, problems = inspect_cases(inspect_slice, files, request, problems)
     cases = select_fraction([report.case for report in reports], request.fraction, request.seed)
@@ -149,8 +151,9 @@ def convert(request: ConversionRequest) -> ConversionResult:
         fold_of_case = {name: fold for name, fold in fold_of_case.items() if name in chosen}
     with naming_problems(problems, request):
         splits = make_splits(cases, fold_of_case)
-    table = summary_table(reports, SCHEMA.class_names)
-    result = ConversionResult(dataset.folder, table, len(cases), problems=tuple(problems))
+    unused = unused_images(request.source, used, problems, request.not_needed)
+    text = "\n".join([summary_table(reports, SCHEMA.class_names), *unused_note(unused)])
+    result = ConversionResult(dataset.folder, text, len(cases), problems=tuple(problems), unused=tuple(unused))
     if request.dry_run:
         return result
     dataset.begin(cases)
@@ -160,7 +163,7 @@ def convert(request: ConversionRequest) -> ConversionResult:
         if not dataset.is_done(case, file.path)
     ]
     dataset.write_cases(write_slice, tasks, request.n_processes)
-    dataset.finish(cases, splits, {"name": request.dataset_name, **DATASET_JSON}, problems)
+    dataset.finish(cases, splits, {"name": request.dataset_name, **DATASET_JSON}, [*problems, *unused])
     return result
 
 
@@ -173,8 +176,8 @@ def find_slices(source: Path) -> tuple[list[SliceFile], list[str]]:
     """
     found: dict[int, Path] = {}
     doubles: dict[int, str] = {}
-    for path in sorted(source.rglob("*.mat")):
-        if not re.fullmatch(r"[0-9]+", path.stem):  # cvind.mat, and the ._N.mat that macOS adds
+    for path in walk(source):
+        if not re.fullmatch(r"[0-9]+\.mat", path.name, re.IGNORECASE):  # cvind.mat
             continue
         number = int(path.stem)
         if number in found:
@@ -187,6 +190,11 @@ def find_slices(source: Path) -> tuple[list[SliceFile], list[str]]:
     if not files:
         raise_problems(list(doubles.values()), source)
     return files, list(doubles.values())
+
+
+def fold_files(source: Path) -> list[Path]:
+    """Returns all files of the authors' folds: the file may lie anywhere below the source, and more than once."""
+    return [path for path in walk(source) if path.name.lower() == FOLDS_FILE]
 
 
 def read_folds(source: Path, files: Sequence[SliceFile]) -> dict[str, int] | None:
@@ -202,7 +210,7 @@ def read_folds(source: Path, files: Sequence[SliceFile]) -> dict[str, int] | Non
     Raises:
         SourceError: the file cannot be read, has no fold for a slice, or the slices belong to a single fold.
     """
-    paths = sorted(source.rglob(FOLDS_FILE))
+    paths = fold_files(source)
     if not paths:
         return None
     path = paths[0]

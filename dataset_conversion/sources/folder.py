@@ -7,33 +7,38 @@
 
 Files are chosen by patterns with `*` and `?`, in upper or lower case alike: `--channel T1ce='*t1c*'` matches
 `t1c.nii.gz` as well as the series' folder `T1C`; a pattern with a slash has to match the path within the patient's
-folder. Files that match the mask's pattern are no channels. All volumes of a patient have to lie on one grid
-(`volumes.geometry_problems`): nothing is resampled here.
+folder. Files that match the mask's pattern are no channels. Where names say nothing, DICOM series are chosen by their
+descriptions, and a patient's folder may hold a folder an examination: see `examinations`. All volumes of an examination
+have to lie on one grid (`volumes.geometry_problems`): nothing is resampled here.
 
-A case is named after its folder, and its patient is the table's (`--patient-column`); where one patient has several
-folders, `--case-column` names the column with the folders. A folder that is not in the table has an unknown class.
-Masks are binary (every value but 0 is tumour), or hold the values that `--labels` names. A patient without a mask
-learns the class only (ignore label), unless the class is the negative one: then an empty mask is the truth.
+A case is named after its folders below the source's, and its patient is the table's (`--patient-column`); where one
+patient has several folders, `--case-column` names the column with the folders, or `--date-column` the one with dates
+that the folders' names hold. A folder that is not in the table has an unknown class. Masks are binary (every value but
+0 is tumour), or hold the values that `--labels` names. A patient without a mask learns the class only (ignore label),
+unless the class is the negative one (`--negative-class`, or a word for healthy): then an empty mask is the truth. New
+patients, with neither mask nor class, are converted with `--for-prediction`.
 """
 
 import argparse
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
+from braintum.conversion.building.examinations import find_examinations
+from braintum.conversion.building.raw_dataset import DATASET_FILE, ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.slices import PLANES, SliceChoice, add_orientation_argument
-from braintum.conversion.building.source_tables import read_diagnoses
+from braintum.conversion.building.source_tables import Diagnoses, read_diagnoses
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
-from braintum.conversion.files.volumes import VolumeError, dicom_files, files_of, is_volume_file, read_case
+from braintum.conversion.files.folders import subfolders
+from braintum.conversion.files.json_files import read_dataset_json
+from braintum.conversion.files.volumes import Volume, VolumeError, dicom_files, files_of, read_case
 from braintum.conversion.format.cases import Case
-from braintum.conversion.format.class_names import NEGATIVE_CLASS, unified_schema
+from braintum.conversion.format.class_names import canonical_name, means_healthy, unified_schema
 
 KIND = "folder"
 DEFAULT_NAME = "BrainTumours"
@@ -51,17 +56,19 @@ class FolderCase:
         channels: file or DICOM folder of each channel.
         mask: likewise; None where there is none.
         labels: value in the mask -> our label; None: every value but 0 is label 1.
+        is_healthy: the class is the negative one.
     """
 
     case: Case
-    channels: tuple[Path, ...]
-    mask: Path | None
+    channels: tuple[Volume, ...]
+    mask: Volume | None
     labels: tuple[tuple[int, int], ...] | None
+    is_healthy: bool = False
 
     @property
     def has_mask(self) -> bool:
         """Whether there is a mask, or the class says that an empty one is the truth."""
-        return self.mask is not None or self.case.tumour_class == NEGATIVE_CLASS
+        return self.mask is not None or self.is_healthy
 
     def files(self) -> list[Path]:
         """Returns all files of the channels and the mask."""
@@ -72,13 +79,13 @@ class FolderCase:
         images, mask = read_case(self.channels, self.mask, self._map_labels)
         remarks: tuple[str, ...] = ()
         if self.mask is None:
-            remarks = ("no mask: learns the class only",)
+            remarks = ("no mask: learns the class only",) if self.case.split != "test" else ()
             if self.has_mask:
-                remarks = (f"no mask: an empty one is written, the class is {NEGATIVE_CLASS}",)
+                remarks = (f"no mask: an empty one is written, the class is {self.case.tumour_class}",)
                 mask = np.zeros(images[0].GetSize()[::-1], np.uint8)
         return LoadedVolume(images, mask, remarks)
 
-    def _map_labels(self, array: np.ndarray, path: Path) -> np.ndarray:
+    def _map_labels(self, array: np.ndarray, path: Volume) -> np.ndarray:
         if self.labels is None:
             return (array != 0).astype(np.uint8)
         known = {0: 0, **dict(self.labels)}
@@ -109,7 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the values in the masks, such as core=1 oedema=2; without it every value but 0 is tumour",
     )
     parser.add_argument(
-        "--table", type=Path, metavar="CSV", help="table with a row a patient (UTF-8, comma or semicolon)"
+        "--table", type=Path, metavar="CSV", help="table with a row a patient or examination: CSV or Excel (.xlsx)"
     )
     parser.add_argument(
         "--patient-column", default="patient", metavar="NAME", help="its column of patients (default: %(default)s)"
@@ -119,6 +126,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--case-column", metavar="NAME", help="its column of folder names (default: the patients' column)"
+    )
+    parser.add_argument(
+        "--negative-class",
+        metavar="NAME",
+        help="the healthy class (default: the one called no_tumor, healthy, control, gesund, sain, sano, …)",
+    )
+    parser.add_argument(
+        "--date-column",
+        metavar="NAME",
+        help="its column of dates, where a patient's examinations lie in folders that name the date",
+    )
+    parser.add_argument(
+        "--for-prediction",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="ID",
+        help="new patients to predict: all go to imagesTs, with or without mask and class; with the number of the data "
+        "set that the model was trained on, channels are put into its order",
     )
     parser.add_argument(
         "--representative-slices",
@@ -144,9 +170,12 @@ def convert(
     patient_column: str = "patient",
     class_column: str = "class",
     case_column: str | None = None,
+    date_column: str | None = None,
+    negative_class: str | None = None,
     representative_slices: int | None = None,
     plane: str = "auto",
     keep_orientation: bool = False,
+    for_prediction: int | None = None,
 ) -> ConversionResult:
     """Converts the folders to NIfTI in nnU-Net's raw layout, or only checks them (`request.dry_run`).
 
@@ -155,14 +184,18 @@ def convert(
         channel: `NAME=PATTERN`, one a channel, at least one.
         mask: pattern of the masks; None: there are none.
         labels: `NAME=VALUE`, one a label; None: masks are binary.
-        table: CSV file with patients and diagnoses, relative to the source folder or to the working directory; None: no
-            classes.
+        table: CSV or Excel file with patients and diagnoses, relative to the source folder or to the working directory;
+            None: no classes.
         patient_column: the table's column of patients.
         class_column: the table's column of diagnoses.
         case_column: the table's column of folder names, where these are not the patients.
+        date_column: the table's column of dates, where patients have several examinations.
+        negative_class: the healthy class; None: the one whose name says so.
         representative_slices: number of 2-D cases a patient; None for volumes.
         plane: `auto` or the plane of the slices.
         keep_orientation: let nnU-Net read volumes as their files store them.
+        for_prediction: None for training; otherwise all cases go to imagesTs, with the channels in the order of this
+            data set, or in the given one at 0.
 
     Returns:
         The data set's folder and summary.
@@ -177,6 +210,8 @@ def convert(
     if not patterns:
         raise ValueError("no channels; name at least one, for example --channel T1ce='*t1c*'")
     label_values = None if labels is None else _label_values(labels)
+    if for_prediction:
+        patterns = _in_order_of(request, for_prediction, patterns)
     if labels is not None and mask is None:
         raise ValueError("--labels needs --mask: the pattern of the masks' files; add it")
     choice = None
@@ -187,40 +222,89 @@ def convert(
         "mask": mask,
         "labels": None if labels is None else list(labels),
         "table": None if table is None else str(table),
-        "columns": [patient_column, class_column, case_column],
+        "columns": [patient_column, class_column, case_column, date_column],
+        **({} if negative_class is None else {"negative_class": negative_class}),
         "representative_slices": representative_slices,
         "plane": plane,
         "keep_orientation": keep_orientation,
+        "for_prediction": for_prediction,
     }
     dataset = RawDataset.open(request, KIND, options)
-    rows = None
+    diagnoses = None
     if table is not None:
         path = next((p for p in (request.source / table, table) if p.is_file()), None)
         if path is None:
             raise FileNotFoundError(f"{request.source / table}: no such table, nor {table}; correct --table")
-        rows = read_diagnoses(path, patient_column, class_column, case_column or patient_column)
-    sources, problems, notes = find_cases(request.source, patterns, mask, label_values, rows)
+        diagnoses = read_diagnoses(path, patient_column, class_column, case_column or patient_column, date_column)
+    sources, problems, notes = find_cases(request.source, patterns, mask, label_values, diagnoses)
     classes = {source.case.tumour_class for source in sources} - {""}
-    if len(classes) < 2:
+    if for_prediction is not None:
+        sources = [replace(source, case=replace(source.case, split="test")) for source in sources]
+    schema = unified_schema(classes, negative_class) if len(classes) > 1 else None
+    if schema is not None:
+        healthy = schema.negative_class
+    elif negative_class is not None:
+        healthy = canonical_name(negative_class)
+    else:
+        healthy = next(filter(means_healthy, classes), None)
+    sources = [replace(source, is_healthy=source.case.tumour_class == healthy) for source in sources]
+    if schema is None and for_prediction is None:
         only = f"all cases are {min(classes)}" if classes else "no diagnosis is known"
         notes.append(f"No classes: {only}. A model of this data set segments only.")
     useless = [
-        source for source in sources if not source.has_mask and (len(classes) < 2 or not source.case.tumour_class)
+        source
+        for source in sources
+        if for_prediction is None and not source.has_mask and (len(classes) < 2 or not source.case.tumour_class)
     ]
     problems += [
-        f"{request.source / source.case.source}: neither mask nor class: nothing to learn from; add one, or remove it"
+        f"{request.source / source.case.source}: neither mask nor class: nothing to learn from; add one, or remove it, "
+        "or convert new patients with --for-prediction"
         for source in useless
     ]
     sources = [source for source in sources if source not in useless]
     content: dict[str, Any] = {"description": "Converted from folders of patients"}
-    if len(classes) > 1:
-        content["classification"] = unified_schema(classes).to_json()
+    if schema is not None:
+        content["classification"] = schema.to_json()
     names = BINARY_LABELS if label_values is None else {name: i for i, name in enumerate(label_values, start=1)}
     if label_values is not None:
         content["source_labels"] = {str(names[name]): value for name, value in label_values.items()}
     target_labels = with_ignore_label({"background": 0, **names}, sources)
-    target = Target(target_labels, tuple(patterns), choice, plane, keep_orientation=keep_orientation)
+    target = Target(
+        target_labels,
+        tuple(patterns),
+        choice,
+        plane,
+        keep_orientation=keep_orientation,
+        for_prediction=for_prediction is not None,
+    )
     return convert_volumes(request, dataset, sources, target, content, problems, notes)
+
+
+def _in_order_of(request: ConversionRequest, dataset_id: int, patterns: Mapping[str, str]) -> dict[str, str]:
+    """Puts channels into the order of another data set, looked for in all of nnU-Net's folders.
+
+    Raises:
+        FileNotFoundError: there is no such data set.
+        ValueError: its channels have other names, or it holds pictures.
+    """
+    name = f"Dataset{dataset_id:03d}_*"
+    folders = (request.raw_folder, *request.other_folders)
+    found = [path for folder in folders for way in (name, f"{name}/*") for path in folder.glob(f"{way}/{DATASET_FILE}")]
+    if not found:
+        raise FileNotFoundError(
+            f"{request.raw_folder}: no data set {dataset_id} there, nor in nnUNet_preprocessed or nnUNet_results; "
+            "correct --for-prediction, or leave out its number"
+        )
+    content = read_dataset_json(found[0], "restore it")
+    channels = content.get("channel_names") or content["modality"]
+    names = [channels[key] for key in sorted(channels, key=int)]
+    if set(names) != set(patterns):
+        raise ValueError(
+            f"{found[0]}: has the channels {', '.join(names)}, but --channel names {', '.join(patterns)}; name the same"
+        )
+    if content["file_ending"] != ".nii.gz":
+        raise ValueError(f"{found[0]}: a model of it takes {content['file_ending']}, not volumes; use another model")
+    return {name: patterns[name] for name in names}
 
 
 def _pairs(texts: Sequence[str], option: str, example: str) -> dict[str, str]:
@@ -251,7 +335,7 @@ def find_cases(
     patterns: Mapping[str, str],
     mask: str | None,
     labels: Mapping[str, int] | None,
-    rows: Mapping[str, tuple[str, str]] | None,
+    table: Diagnoses | None,
 ) -> tuple[list[FolderCase], list[str], list[str]]:
     """Finds the volumes of all patients.
 
@@ -260,36 +344,38 @@ def find_cases(
         patterns: channel -> pattern.
         mask: the masks' pattern.
         labels: name -> value in the masks; None: binary.
-        rows: the table: folder name -> patient and class.
+        table: of diagnoses.
 
     Returns:
         The cases, sorted by folder; the problems; and sentences for the summary.
 
     Raises:
         FileNotFoundError: there are no folders.
+        SourceError: the table fits none of them.
     """
-    folders = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    folders = subfolders(source) or ([source] if dicom_files(source) else [])
     if not folders:
         raise FileNotFoundError(
             f"{source}: no folders in it, one a patient is expected; give the folder that holds them"
         )
     mapping = None if labels is None else tuple((value, i) for i, value in enumerate(labels.values(), start=1))
     cases, problems = [], []
-    for folder in folders:
-        patient, diagnosis = (rows or {}).get(folder.name, (folder.name, ""))
-        volumes = find_volumes(folder)
-        masks = _matching(volumes, mask, folder) if mask else []
-        others = [path for path in volumes if path not in masks]
-        chosen = {name: _matching(others, pattern, folder) for name, pattern in patterns.items()}
-        if len(masks) > 1:
-            chosen["mask"] = masks
-        faults = [_match_problem(folder, name, paths, volumes) for name, paths in chosen.items() if len(paths) != 1]
+    patients: dict[str, list[str]] = defaultdict(list)
+    for examination in (found for folder in folders for found in find_examinations(folder, patterns, mask)):
+        parts = examination.parts(source) or (source.name,)
+        faults = examination.faults()
+        try:
+            row = (table or Diagnoses({})).find(parts, examination.names_within())
+        except ValueError as error:
+            faults.append(f"{examination.folder}: {error}")
         problems += faults
         if not faults:
-            case = Case(_case_name(folder.name), diagnosis, patient, source=folder.name)
-            cases.append(
-                FolderCase(case, tuple(paths[0] for paths in chosen.values()), next(iter(masks), None), mapping)
-            )
+            label, place = "/".join(parts), examination.folder.relative_to(source).as_posix()
+            patient = row.patient or examination.patient or (parts[0] if len(parts) < 3 else "/".join(parts[:-1]))
+            patients[patient].append(label)
+            case = Case(_case_name(label), row.tumour_class, patient, source=place, date=row.date)
+            channels = tuple(volumes[0] for volumes in examination.chosen.values())
+            cases.append(FolderCase(case, channels, next(iter(examination.masks), None), mapping))
     counts = Counter(case.case.case for case in cases)
     problems += [
         f"{source / case.case.source}: its case would be named {case.case.case}, as that of another folder; rename it"
@@ -297,40 +383,12 @@ def find_cases(
         if counts[case.case.case] > 1
     ]
     cases = [case for case in cases if counts[case.case.case] == 1]
-    notes = []
-    if rows is not None:
-        names = {folder.name for folder in folders}
-        for fault, missing in (
-            ("Folders that are not in the table (class unknown)", sorted(names - rows.keys())),
-            ("Rows of the table without a folder", sorted(rows.keys() - names)),
-        ):
-            if missing:
-                notes.append(f"{fault}: {', '.join(missing)}.")
-    return cases, problems, notes
-
-
-def find_volumes(folder: Path) -> list[Path]:
-    """Returns the volumes in a folder and below: files, and folders with DICOM files."""
-    places = [folder, *(path for path in sorted(folder.rglob("*")) if path.is_dir() and not path.name.startswith("."))]
-    # broken links and folders of such names too, for reading them to fail and to say so
-    files = [path for path in sorted(folder.rglob("*")) if is_volume_file(path)]
-    return sorted({*files, *(place for place in places if dicom_files(place))})
-
-
-def _matching(volumes: Sequence[Path], pattern: str, folder: Path) -> list[Path]:
-    def name(path: Path) -> str:
-        return path.relative_to(folder).as_posix() if "/" in pattern else path.name
-
-    return [path for path in volumes if fnmatchcase(name(path).lower(), pattern.lower())]
-
-
-def _match_problem(folder: Path, name: str, paths: Sequence[Path], volumes: Sequence[Path]) -> str:
-    def listed(some: Sequence[Path]) -> str:
-        return ", ".join(path.relative_to(folder).as_posix() for path in some) or "no volumes at all"
-
-    if not paths:
-        return f"{folder}: no file for {name}; there is {listed(volumes)}: change its pattern, or add the file"
-    return f"{folder}: several files for {name}: {listed(paths)}; make its pattern narrower, or remove one"
+    notes = [
+        f"Several examinations: {patient} ({', '.join(labels)})."
+        for patient, labels in sorted(patients.items())
+        if len(labels) > 1 and any("/" in label for label in labels)
+    ]
+    return cases, problems, notes + (table.notes(source) if table else [])
 
 
 def _case_name(folder_name: str) -> str:

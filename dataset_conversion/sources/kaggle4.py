@@ -30,6 +30,7 @@ from braintum.conversion.building.natural_images import (
     unknown_mask,
 )
 from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
+from braintum.conversion.files.folders import subfolders
 from braintum.conversion.format.cases import Case
 from braintum.conversion.format.class_names import NEGATIVE_CLASS, known_name, unified_schema
 
@@ -86,7 +87,7 @@ def list_images(source: Path) -> Listing:
     found: list[tuple[str, str, Path]] = []
     for part, names in PARTS.items():
         parent = find_folder(source, *names)
-        for folder in sorted(path for path in parent.iterdir() if path.is_dir()) if parent else []:
+        for folder in subfolders(parent) if parent else []:
             tumour_class = known_name(folder.name)
             if tumour_class in CLASSES:
                 found += [(part, str(tumour_class), path) for path in find_images(folder)]

@@ -35,6 +35,7 @@ from braintum.conversion.building.slices import add_slice_arguments, slice_choic
 from braintum.conversion.building.source_tables import read_rows
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes
 from braintum.conversion.files.file_checks import MAX_PIXELS, check_file, one_line
+from braintum.conversion.files.folders import walk
 from braintum.conversion.files.volumes import VolumeError
 from braintum.conversion.format.cases import Case, ClassSchema
 from braintum.conversion.format.class_names import NEGATIVE_CLASS, UNSPECIFIC_CLASS
@@ -193,7 +194,7 @@ def convert(
         "spacing": None if spacing is None else list(spacing),
     }
     dataset = RawDataset.open(request, KIND, options, ".nii.gz" if choice is None else ".png")
-    sources, problems, notes = find_patients(request.source, class_by, spacing)
+    sources, problems, notes, doubles = find_patients(request.source, class_by, spacing)
     content: dict[str, Any] = {
         "description": "Lower-grade glioma: T1, FLAIR and contrast-enhanced T1, with the FLAIR abnormality",
         "reference": "Buda, Saha & Mazurowski 2019, https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation",
@@ -215,12 +216,12 @@ def convert(
         file_ending=dataset.file_ending,
         slice_classes=(UNSPECIFIC_CLASS, NEGATIVE_CLASS) if class_by == TUMOUR else None,
     )
-    return convert_volumes(request, dataset, sources, target, content, problems, notes)
+    return convert_volumes(request, dataset, sources, target, content, problems, notes, doubles)
 
 
 def find_patients(
     source: Path, class_by: str, spacing: Sequence[float] | None = None
-) -> tuple[list[LggCase], list[str], list[str]]:
+) -> tuple[list[LggCase], list[str], list[str], list[Path]]:
     """Finds all patients below a folder.
 
     Args:
@@ -229,20 +230,23 @@ def find_patients(
         spacing: of the volumes in mm; None writes 1 × 1 × 1.
 
     Returns:
-        The patients, sorted by name; the problems; and sentences for the summary.
+        The patients, sorted by name; the problems; sentences for the summary; and folders that are there twice.
 
     Raises:
         FileNotFoundError: there are none.
     """
     folders: dict[str, Path] = {}
     ambiguous: set[str] = set()
+    accounted: list[Path] = []
     problems = []
-    for path in sorted(source.rglob("*")):
-        if path.is_dir() and _PATIENT.fullmatch(path.name) and any(path.glob("*.tif*")):
+    for path in walk(source):
+        is_patient = path.is_dir() and _PATIENT.fullmatch(path.name)
+        if is_patient and any(_SLICE.fullmatch(file.name) for file in path.iterdir()):
             if path.name in folders:  # the download holds a second copy, lgg-mri-segmentation/kaggle_3m
                 if not _same_files(path, folders[path.name]):
                     problems.append(f"{path}: differs from {folders[path.name]}; remove the wrong one of the two")
                     ambiguous.add(path.name)
+                accounted.append(path)
                 continue
             folders[path.name] = path
     if not folders:
@@ -259,7 +263,7 @@ def find_patients(
         place = folders[name].relative_to(source).as_posix()
         if not faults and classes.get(patient) != INVALID and name not in ambiguous:
             patients.append(LggCase(Case(name, classes.get(patient, ""), patient, source=place), slices, masks, mm))
-    return patients, problems, notes
+    return patients, problems, notes, accounted
 
 
 def _patient(folder_name: str) -> str:
@@ -312,7 +316,7 @@ def read_classes(source: Path, class_by: str, patients: Sequence[str]) -> tuple[
     if class_by == TUMOUR:
         return {}, [], []
     column, names = CLASSES[class_by]
-    path = next(iter(sorted(source.rglob(CLASS_TABLE))), None)
+    path = next((path for path in walk(source) if path.name.lower() == CLASS_TABLE), None)
     if path is None:
         remedy = "copy it from the download, or choose --slices --class-by tumour, which needs no table"
         raise_problems([f"{source / CLASS_TABLE}: no such file, here or below; {remedy}"], source)
@@ -331,6 +335,8 @@ def read_classes(source: Path, class_by: str, patients: Sequence[str]) -> tuple[
         elif code:
             problems.append(f"{path}, line {line}: {column} is {code!r}, not one of {', '.join(names)}; {AGAIN}")
             classes[patient] = INVALID
+    if not {row["Patient"].upper() for _, row in rows} & set(patients):
+        raise_problems([f"{path}: none of its rows fits a patient; {AGAIN}"], source)
     unknown = [patient for patient in patients if patient not in classes]
     shown = f"Class unknown, {column} blank in {CLASS_TABLE} or patient not in it: {', '.join(unknown)}."
     return classes, problems, [shown] if unknown else []

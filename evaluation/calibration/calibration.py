@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from braintum.architectures.numpy_scalars import numpy_scalars_allowed
 from braintum.architectures.weights_fingerprint import weights_fingerprint
 from braintum.conversion.files.atomic import write_json_atomic
 from braintum.conversion.format.calibration import CALIBRATION_KEY, Calibration, at_temperature
@@ -33,6 +34,7 @@ MIN_CASES = 30
 """Fewer held-out cases are refused: the temperature would say more of them than of the model."""
 FEW_ERRORS = 5
 """Wrong cases up to which the user is warned: they decide the temperature nearly alone."""
+_FOLDS = 5  # of nnU-Net
 _CROSS_FITTING_PARTS = 5  # of the patients, where a single fold gives no others
 
 
@@ -112,7 +114,7 @@ def check_cases(cases: HeldOutCases, class_names: Sequence[str]) -> None:
     if len(cases.labels) < MIN_CASES:
         raise ValueError(
             f"{len(cases.labels)} held-out cases with a known class are too few to fit a temperature on (at least "
-            f"{MIN_CASES}); train and validate more folds"
+            f"{MIN_CASES}); {_more_cases(cases)}"
         )
     present = np.unique(cases.labels)
     if len(present) < 2:
@@ -120,6 +122,12 @@ def check_cases(cases: HeldOutCases, class_names: Sequence[str]) -> None:
             f"all held-out cases are {class_names[present[0]]}: certainty can only be calibrated where classes can be "
             "mistaken for each other; train and validate folds with other classes"
         )
+
+
+def _more_cases(cases: HeldOutCases) -> str:
+    if len(np.unique(cases.folds)) < _FOLDS:
+        return "train and validate more folds, where there are any, or add cases"
+    return f"add cases: all {_FOLDS} folds are validated"
 
 
 def cross_fitted(cases: HeldOutCases) -> tuple[np.ndarray, dict[str, float]]:
@@ -239,7 +247,7 @@ def calibrate(
         if threshold is None:
             warnings.append(
                 f"an accuracy of {target_accuracy:g} cannot be promised with 95 % certainty for any share of the "
-                "cases, so there is no threshold; ask for less, or train and validate more folds"
+                f"cases, so there is no threshold; ask for less, or {_more_cases(cases)}"
             )
     accepted = np.zeros(len(labels), dtype=bool) if threshold is None else confidence >= threshold
     return {
@@ -316,7 +324,8 @@ def checkpoint_fingerprints(model_folder: Path, folds: Sequence[int], checkpoint
         if not file.is_file():
             raise FileNotFoundError(f"no checkpoint at {file}; name the one that was validated with -chk")
         try:
-            weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["network_weights"]
+            with numpy_scalars_allowed():
+                weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["network_weights"]
             found[str(fold)] = weights_fingerprint(weights)
         except Exception as error:  # torch raises whatever it likes
             raise ValueError(f"{file} is damaged, or no checkpoint of this package's trainers: {error}") from error

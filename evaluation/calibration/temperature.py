@@ -42,7 +42,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray, weights: np.n
         raise NoTemperatureError(
             "all cases, or nearly all, are classified right, whatever the model's certainty: the likelihood grows "
             f"down to a temperature of {TEMPERATURE_BOUNDS[0]} and beyond, so there is none to choose; more held-out "
-            "cases (train more folds) may hold errors"
+            "cases (of further folds, or new ones) may hold errors"
         )
     if found.x > high - _MARGIN:
         raise NoTemperatureError(

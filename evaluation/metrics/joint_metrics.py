@@ -26,7 +26,8 @@ def joint_metrics(
         labels: true class of each case; -1 where unknown.
         predictions: predicted class of each case; -1 where there is none.
         dice: of the whole tumour, all foreground labels taken together; NaN where undefined.
-        predicted_volume: size of the predicted foreground, 0 without any, in the unit that the volumes are to have.
+        predicted_volume: size of the predicted foreground, 0 without any, in the unit that the volumes are to have; NaN
+            where it is not known: such a case stays out of every figure of masks.
         true_volume: size of the foreground of the reference mask; NaN for a case without a reference mask.
         negative_class: the healthy class, if there is one.
         dice_threshold: from which on a mask counts as right.
@@ -59,7 +60,8 @@ def joint_metrics(
     true_class, predicted_class, dice, predicted_volume, true_volume = columns
     healthy, tumour = healthy_and_tumour_cases(true_class, true_volume, negative_class)
     mask = predicted_volume > 0
-    classified = predicted_class != UNKNOWN
+    counted = np.isfinite(predicted_volume)
+    classified = counted & (predicted_class != UNKNOWN)
     judged = classified & (true_class != UNKNOWN) & (healthy | (tumour & np.isfinite(dice)))
     right_mask = np.where(healthy, ~mask, np.nan_to_num(dice) >= dice_threshold)
     with_mask, without_mask = contradictions(predicted_class, predicted_volume, negative_class)
@@ -74,11 +76,11 @@ def joint_metrics(
         "tumour_class_without_mask": _rate(without_mask, classified & ~called_healthy),
         "contradictions": _rate(with_mask | without_mask, classified),
         "false_masks": {
-            **_rate(mask, healthy),
+            **_rate(mask, healthy & counted),
             "mean_volume": float(false_masks.mean()) if len(false_masks) else float("nan"),
             "median_volume": float(np.median(false_masks)) if len(false_masks) else float("nan"),
         },
-        "missed_tumours": _rate(~mask, tumour),
+        "missed_tumours": _rate(~mask, tumour & counted),
     }
 
 
@@ -110,15 +112,15 @@ def contradictions(
 
     Args:
         predictions: predicted class of each case; -1 where there is none, which contradicts nothing.
-        predicted_volume: size of the predicted foreground.
+        predicted_volume: size of the predicted foreground; NaN where it is not known, which contradicts nothing.
         negative_class: the healthy class; None: every class is a tumour.
 
     Returns:
         Two (cases,) boolean arrays.
     """
-    predictions, mask = np.asarray(predictions), np.asarray(predicted_volume) > 0
+    predictions, volume = np.asarray(predictions), np.asarray(predicted_volume)
     called_healthy = _is_negative(predictions, negative_class)
-    return called_healthy & mask, (predictions != UNKNOWN) & ~called_healthy & ~mask
+    return called_healthy & (volume > 0), (predictions != UNKNOWN) & ~called_healthy & (volume == 0)
 
 
 def _is_negative(classes: np.ndarray, negative_class: int | None) -> np.ndarray:

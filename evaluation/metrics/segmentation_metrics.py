@@ -79,7 +79,7 @@ def mask_metrics(
     return {
         **_overlap_metrics(reference, prediction, n_voxels, math.prod(spacing)),
         **_surface_metrics(reference, prediction, spacing),
-        **lesion_metrics(reference, prediction),
+        **lesion_metrics(reference, prediction, spacing),
     }
 
 

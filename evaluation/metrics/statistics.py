@@ -29,6 +29,9 @@ MIN_CLUSTERS = 5
 MAX_UNDEFINED = 0.01
 """Share of resamples without a value above which there is no interval. A figure that lives on k of many patients is
 undefined in about exp(-k) of the resamples, so that this is what fewer than five such patients give."""
+LARGEST_BIAS = 0.25
+"""Bias of the resamples, in their standard deviations, above which it is subtracted from them; a smaller one can be
+ignored (Efron & Tibshirani 1993, sec. 10.3). Corrected bounds stay in [0, inf) or [0, 1] where all resamples do."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,9 @@ class Estimate:
 
     Attributes:
         value: from all cases; NaN where undefined.
-        interval: percentile interval; None where there are too few clusters or too many undefined resamples, where the
-            figure is undefined, and where all resamples agree (as at an accuracy of 1), which says nothing.
+        interval: percentile interval, of resamples without their bias; it holds the value. None where there are too
+            few clusters or too many undefined resamples, where the figure is undefined, where all resamples agree (as
+            at an accuracy of 1), which says nothing, and where the resamples are too skewed to hold the value.
         num_clusters: how many clusters there are.
         num_undefined: resamples in which the figure is undefined; they are left out of the interval.
     """
@@ -79,8 +83,8 @@ def cluster_bootstrap(
 ) -> dict[str, Estimate]:
     """Percentile bootstrap of any figures over clusters, all figures in one pass (Davison & Hinkley 1997, sec. 3.8).
 
-    A figure that resampling itself moves, such as the calibration error, which repeated cases raise, has an interval
-    that is moved likewise, and may lie outside it.
+    A figure that resampling itself moves, such as the calibration error or the share of the most frequent class, which
+    repeated cases raise, has its interval moved back, see :data:`LARGEST_BIAS`.
 
     Args:
         statistic: figures by name from the multiplicity of each case, (cases,) int64; called once with ones and once a
@@ -241,9 +245,18 @@ def _estimate(value: float, replicates: np.ndarray, num_clusters: int, confidenc
         and num_undefined <= MAX_UNDEFINED * len(replicates)
         and not np.allclose(defined, value, rtol=1e-9, atol=1e-12)
     ):
-        low, high = np.percentile(defined, [50 * (1 - confidence), 50 * (1 + confidence)])
-        interval = (float(low), float(high))
+        low, high = np.percentile(_without_bias(defined, value), [50 * (1 - confidence), 50 * (1 + confidence)])
+        interval = (float(low), float(high)) if low <= value <= high else None
     return Estimate(float(value), interval, num_clusters, num_undefined)
+
+
+def _without_bias(replicates: np.ndarray, value: float) -> np.ndarray:
+    bias = replicates.mean() - value
+    if abs(bias) <= LARGEST_BIAS * replicates.std():
+        return replicates
+    smallest = 0 if min(value, replicates.min()) >= 0 else -np.inf
+    largest = 1 if smallest == 0 and max(value, replicates.max()) <= 1 else np.inf
+    return np.clip(replicates - bias, smallest, largest)
 
 
 def _indexed(clusters: Clusters) -> tuple[np.ndarray, int]:

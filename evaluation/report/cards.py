@@ -106,7 +106,9 @@ def _text(value: float) -> str:
 
 
 def _size(value: float, unit: str) -> str:
-    return f"{value:,.0f} {unit}" if np.isfinite(value) else "unknown"
+    if not np.isfinite(value):
+        return "unknown"
+    return f"{value / 1000:,.1f} ml" if unit == "mm³" else f"{value:,.0f} {unit}"
 
 
 def _link(file: Path, output: Path) -> str:

@@ -53,13 +53,13 @@ def failures(table: CaseTable) -> list[CaseGroup]:
     """
     true, predicted = table.true_class, table.predicted_class
     healthy, tumour = healthy_and_tumour_cases(true, table.true_volume, table.negative_index)
-    mask = table.predicted_volume > 0
+    mask, without = table.predicted_volume > 0, table.predicted_volume == 0  # neither where it is not known
     called_healthy, without_mask = contradictions(predicted, table.predicted_volume, table.negative_index)
     wrong = (true != UNKNOWN) & (predicted != UNKNOWN) & (true != predicted)
     certainty = np.zeros(len(true)) if table.probabilities is None else table.probabilities.max(1)
     size = np.nan_to_num(table.true_volume)
     kinds = (
-        ("missed", "Missed tumours", "A tumour, but no predicted mask; the largest first.", tumour & ~mask, size),
+        ("missed", "Missed tumours", "A tumour, but no predicted mask; the largest first.", tumour & without, size),
         (
             "false-masks",
             "False masks",

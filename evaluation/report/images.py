@@ -5,7 +5,6 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from nnunetv2.evaluation.evaluate_predictions import region_or_label_to_mask
@@ -13,6 +12,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from PIL import Image, UnidentifiedImageError
 
+from braintum.conversion.files.orientation import display_flips, plane_across
 from braintum.evaluation.results.case_table import CaseTable
 
 MAX_EDGE = 384
@@ -37,7 +37,7 @@ class CasePicture:
         prediction: of the predicted mask.
         explanation: the image under its explanation, a data URI; empty without one.
         zoom: left, top, width and height of a close-up of both masks; None where there is no mask.
-        where: which slice of a volume it is; empty for an image of one slice.
+        where: plane and number of the slice of a volume, and its channel; empty for an image of one slice.
     """
 
     uri: str
@@ -52,7 +52,7 @@ class CasePicture:
 
 @dataclass(frozen=True)
 class CaseSlice:
-    """The slice of a case that shows most of its true and predicted tumour, turned for the eye.
+    """The slice of a case that shows most of its true tumour, turned for the eye.
 
     Attributes:
         grey: the first channel, with square pixels.
@@ -61,6 +61,7 @@ class CaseSlice:
         index: of the slice.
         flips: axes of the slice (0: Y, 1: X) that are turned.
         shape: of the whole image, (Z, Y, X).
+        plane: of the slice; empty where the file tells no directions.
     """
 
     grey: Image.Image
@@ -69,10 +70,11 @@ class CaseSlice:
     index: int
     flips: tuple[int, ...]
     shape: tuple[int, ...]
+    plane: str
 
 
 def case_slice(table: CaseTable, row: int, files: Sequence[str]) -> CaseSlice:
-    """The slice of a case that shows most of its true and predicted tumour.
+    """The slice of a case that shows most of its true tumour; of the predicted one where there is none.
 
     The first channel is shown. Of a volume, the slice across the first axis of nnU-Net's arrays; turned so that
     anterior is up and the patient's right is left, where the file tells directions.
@@ -101,11 +103,19 @@ def case_slice(table: CaseTable, row: int, files: Sequence[str]) -> CaseSlice:
             f"{files[0]} has shape {image.shape}, its masks {truth.shape} and {prediction.shape}; set nnUNet_raw to "
             "where the data set is that the model was trained on"
         )
-    index = _telling_slice(truth, prediction)
-    flips = _flips(reader, properties)
+    index = _telling_slice(image, truth, prediction)
+    flips = tuple(axis - 1 for axis in display_flips(properties) if axis)
     planes = [np.flip(array[index], flips) for array in (image, truth, prediction)]
     spacing = [float(value) for value in properties["spacing"]]
-    return CaseSlice(_grey(planes[0], spacing[1] / spacing[2]), planes[1], planes[2], index, flips, image.shape)
+    return CaseSlice(
+        _grey(planes[0], spacing[1] / spacing[2]),
+        planes[1],
+        planes[2],
+        index,
+        flips,
+        image.shape,
+        plane_across(0, properties),
+    )
 
 
 def case_picture(table: CaseTable, row: int, files: Sequence[str], map_file: Path | None = None) -> CasePicture:
@@ -134,25 +144,20 @@ def case_picture(table: CaseTable, row: int, files: Sequence[str], map_file: Pat
         _outline(shown.prediction, scale),
         explained,
         _zoom(shown.truth | shown.prediction, scale, grey.size),
-        f"slice {shown.index + 1} of {shown.shape[0]}" if shown.shape[0] > 1 else "",
+        _where(shown, table) if shown.shape[0] > 1 else "",
     )
 
 
-def _telling_slice(truth: np.ndarray, prediction: np.ndarray) -> int:
-    marked = (truth | prediction).sum((1, 2))
-    return int(marked.argmax()) if marked.any() else len(marked) // 2
+def _where(shown: CaseSlice, table: CaseTable) -> str:
+    names = table.predictions.dataset_json.get("channel_names") or {}
+    parts = (names.get("0", ""), shown.plane, f"slice {shown.index + 1} of {shown.shape[0]}")
+    return ", ".join(part for part in parts if part)
 
 
-def _flips(reader: BaseReaderWriter, properties: dict[str, Any]) -> tuple[int, ...]:
-    """Axes of a slice (0: Y, 1: X) to turn so that anterior is up and the patient's right is left."""
-    direction = properties.get("sitk_stuff", {}).get("direction", ())
-    if len(direction) == 9:  # columns are the axes x, y, z of the file in LPS
-        return tuple(axis for axis, value in ((0, direction[4]), (1, direction[0])) if value < 0)
-    for key in ("reoriented_affine", "original_affine"):
-        affine = properties.get("nibabel_stuff", {}).get(key)
-        if affine is not None:  # in RAS
-            return tuple(axis for axis, value in ((0, affine[1][1]), (1, affine[0][0])) if value > 0)
-    return ()
+def _telling_slice(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> int:
+    """Through the largest extent of the truth, else of the prediction, else of what is not background."""
+    marked = next((found for found in (truth, prediction) if found.any()), image > image.min())
+    return int(marked.sum((1, 2)).argmax())
 
 
 def _grey(plane: np.ndarray, aspect: float) -> Image.Image:

@@ -55,8 +55,10 @@ def read_training_log(fold_folder: Path) -> TrainingLog | None:
         return None
     import torch  # takes seconds, and an evaluation without checkpoints does not need it
 
+    from braintum.architectures.numpy_scalars import numpy_scalars_allowed
+
     try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
+        with numpy_scalars_allowed():
             log = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["logging"]
         curves = {name: _curve(values) for name, values in log.items() if not name.endswith("_timestamps")}
         starts, ends = (log[f"epoch_{which}_timestamps"] for which in ("start", "end"))
@@ -71,10 +73,3 @@ def read_training_log(fold_folder: Path) -> TrainingLog | None:
 
 def _curve(values: list[Any]) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-
-
-def _numpy_scalars() -> list[Any]:
-    """What stock nnU-Net's logs hold beside Python's numbers; nothing here can run code."""
-    kinds = (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)
-    constructor = np.float64(0).__reduce__()[0]  # its module differs between versions of numpy
-    return [constructor, np.dtype, *(type(np.dtype(kind)) for kind in kinds)]

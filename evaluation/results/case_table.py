@@ -85,8 +85,8 @@ class CaseTable:
 
     @cached_property
     def predicted_volume(self) -> np.ndarray:
-        """Size of the predicted foreground, (cases,)."""
-        return self.metric(self.whole_tumour, "predicted_volume")
+        """Size of the predicted foreground, (cases,); NaN where everything is ignored, and nothing of it is counted."""
+        return np.where(self.has_truth, self.metric(self.whole_tumour, "predicted_volume"), np.nan)
 
     @cached_property
     def true_class(self) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What ``braintum_explain`` writes of a case: the map in the geometry of the image, and a picture of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from PIL import Image
 
 from braintum.conversion.files.atomic import atomic_path
+from braintum.conversion.files.orientation import display_flips, orientation_of, plane_across
 
 _MIDDLE = 2**15  # of 16 bits; stands for 0
 _PREDICTED, _TRUE = "#00e5ff", "#76ff03"
@@ -32,7 +33,9 @@ def map_file_ending(reader_writer_class: type, file_ending: str) -> str:
     return ".png" if issubclass(reader_writer_class, NaturalImage2DIO) else file_ending
 
 
-def write_map(file: Path, attribution: np.ndarray, image_file: str, reader_writer_class: type) -> None:
+def write_map(
+    file: Path, attribution: np.ndarray, image_file: str, reader_writer_class: type, properties: Mapping[str, Any]
+) -> None:
     """Write a map in the geometry of the image.
 
     A PNG holds 16 bits: 32768 stands for 0, and 1 or 65535 for the strongest attribution of the image.
@@ -42,6 +45,7 @@ def write_map(file: Path, attribution: np.ndarray, image_file: str, reader_write
         attribution: (Z, Y, X), on the grid in which nnU-Net reads the image.
         image_file: of the image.
         reader_writer_class: nnU-Net's, of the model.
+        properties: that it noted of the image.
 
     Raises:
         ValueError: the image has another size.
@@ -56,9 +60,9 @@ def write_map(file: Path, attribution: np.ndarray, image_file: str, reader_write
     if geometry.GetDimension() == 4:  # channels in one file
         geometry = geometry[..., 0]
     orientation = None
-    if reader_writer_class.__name__.endswith("WithReorient"):
-        orientation = SimpleITK.DICOMOrientImageFilter_GetOrientationFromDirectionCosines(geometry.GetDirection())
-        geometry = SimpleITK.DICOMOrient(geometry, "RAS")
+    if (read := orientation_of(properties)) and geometry.GetDimension() == 3:
+        orientation = orientation_of({"sitk_stuff": {"direction": geometry.GetDirection()}})
+        geometry = SimpleITK.DICOMOrient(geometry, read)
     array = attribution[0] if geometry.GetDimension() == 2 else attribution
     if array.shape != geometry.GetSize()[::-1]:
         raise ValueError(f"{image_file}: size {geometry.GetSize()[::-1]}, but its explanation has {array.shape}")
@@ -71,7 +75,7 @@ def write_map(file: Path, attribution: np.ndarray, image_file: str, reader_write
 
 
 def centre_of_interest(attribution: np.ndarray, mask: np.ndarray) -> tuple[int, int, int]:
-    """Along each axis the slice with most tumour, or with most attribution where there is no tumour."""
+    """Along each axis the slice with most of a mask, or with most attribution where it is empty."""
     amount = mask if mask.any() else np.abs(attribution)
     sums = (amount.sum(tuple(other for other in range(3) if other != axis)) for axis in range(3))
     z, y, x = (int(values.argmax()) for values in sums)
@@ -83,7 +87,7 @@ def write_overlay(
     image: np.ndarray,
     attribution: np.ndarray,
     masks: Sequence[np.ndarray | None],
-    spacing: Sequence[float],
+    properties: Mapping[str, Any],
     title: str,
 ) -> None:
     """A picture: the image above, the map on it below; one column in 2-D, three orthogonal views of a volume.
@@ -93,12 +97,14 @@ def write_overlay(
         image: (Z, Y, X).
         attribution: (Z, Y, X).
         masks: bool (Z, Y, X), the predicted one and the true one or None; drawn as outlines.
-        spacing: of z, y and x, in any unit.
+        properties: of the image, as nnU-Net's reader notes them.
         title: one or two lines.
     """
-    predicted, true = masks
-    marked = predicted if predicted is not None and predicted.any() else true
-    centre = centre_of_interest(attribution, np.zeros(image.shape, bool) if marked is None else marked)
+    spacing, flips = properties["spacing"], display_flips(properties)
+    image, attribution = np.flip(image, flips), np.flip(attribution, flips)
+    predicted, true = (None if mask is None else np.flip(mask, flips) for mask in masks)
+    marked = next((mask for mask in (true, predicted) if mask is not None and mask.any()), np.zeros(image.shape, bool))
+    centre = centre_of_interest(attribution, marked)
     views = [0] if image.shape[0] == 1 else [0, 1, 2]
     strongest = float(np.abs(attribution).max()) or 1.0
     low, high = np.percentile(image, (0.5, 99.5))
@@ -117,6 +123,9 @@ def write_overlay(
         for panel in axes[:, column]:
             panel.imshow(section(image), cmap="gray", vmin=low, vmax=high or None, aspect=aspect, origin=origin)
             panel.set_axis_off()
+        if len(views) > 1:
+            number = centre[axis] + 1 if axis not in flips else image.shape[axis] - centre[axis]
+            axes[0, column].set_title(f"{plane_across(axis, properties)} {number} of {image.shape[axis]}", fontsize=9)
         strength = section(attribution)
         heat = axes[1, column].imshow(
             strength,

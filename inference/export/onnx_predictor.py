@@ -1,6 +1,6 @@
 """Prediction by onnxruntime: the predictors of exported models. All but the network is the same."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from braintum.inference.export.onnx_model import (
 from braintum.inference.models.checkpoints import load_checkpoint_safely
 from braintum.inference.models.model_files import checked_configuration, read_dataset_json, read_plans
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor, available_folds
+from braintum.inference.models.trained_with import check_trained_with
 from braintum.inference.prediction.class_evidence import ClassRecorder
 from braintum.inference.prediction.joint_predictor import JointPredictor
 
@@ -56,7 +57,8 @@ class OnnxSegmentationPredictor(SegmentationPredictor):
         dataset_json = read_dataset_json(folder / "dataset.json")
         plans_manager = read_plans(folder / "plans.json")
         folds = list(_available_folds(folder, checkpoint_name) if use_folds is None else use_folds)
-        networks = [_open(folder, fold, checkpoint_name, trust_checkpoint) for fold in folds]
+        beside = plans_manager.plans, dataset_json
+        networks = [_open(folder, fold, checkpoint_name, trust_checkpoint, *beside) for fold in folds]
         description = networks[0].description
         configuration = checked_configuration(plans_manager, description.configuration, folder / "plans.json")
         channels = determine_num_input_channels(plans_manager, configuration, dataset_json)
@@ -161,12 +163,20 @@ def _available_folds(folder: Path, checkpoint_name: str) -> list[int]:
     return sorted(found) or available_folds(folder, checkpoint_name)  # which raises
 
 
-def _open(folder: Path, fold: int | str, checkpoint_name: str, trust_checkpoint: bool) -> OnnxNetwork:
+def _open(
+    folder: Path,
+    fold: int | str,
+    checkpoint_name: str,
+    trust_checkpoint: bool,
+    plans: Mapping[str, Any],
+    dataset_json: Mapping[str, Any],
+) -> OnnxNetwork:
     """The exported network of a fold.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged, or of other weights than the checkpoint beside it.
+        ValueError: it is damaged, or of other weights than the checkpoint beside it, or that one was trained with other
+            plans or another ``dataset.json``.
     """
     file = folder / f"fold_{fold}" / onnx_name(checkpoint_name)
     again = _export_again(folder, fold, checkpoint_name)
@@ -175,9 +185,10 @@ def _open(folder: Path, fold: int | str, checkpoint_name: str, trust_checkpoint:
     network = OnnxNetwork(file)
     checkpoint = file.with_name(checkpoint_name)
     if checkpoint.is_file():
-        weights = load_checkpoint_safely(checkpoint, trust_checkpoint)["network_weights"]
-        if weights_fingerprint(weights) != network.description.fingerprint:
+        content = load_checkpoint_safely(checkpoint, trust_checkpoint)
+        if weights_fingerprint(content["network_weights"]) != network.description.fingerprint:
             raise ValueError(f"{file} was exported from other weights than {checkpoint.name} beside it holds; {again}")
+        check_trained_with(content, plans, dataset_json, checkpoint)
     return network
 
 

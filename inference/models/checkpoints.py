@@ -10,12 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-# numpy scalars in the logging of stock checkpoints; nothing here can run code
-_NUMPY_SCALARS: list[Any] = [
-    np.float64(0).__reduce__()[0],  # numpy's scalar constructor, whose module differs between versions
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)),
-]
+from braintum.architectures.numpy_scalars import numpy_scalars_allowed
+
 # what torch raises for damaged files, depending on where the damage is
 _DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, AttributeError)
 
@@ -36,7 +32,7 @@ def load_checkpoint_safely(file: str | Path, trust: bool = False) -> dict[str, A
     if not file.is_file():
         raise FileNotFoundError(f"no checkpoint at {file}")
     try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+        with numpy_scalars_allowed():
             checkpoint = torch.load(file, map_location="cpu", weights_only=not trust)
     except _DAMAGED as error:
         code = re.search(r"unsupported global:? (?:GLOBAL )?(\S+)", str(error), re.IGNORECASE)

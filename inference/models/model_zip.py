@@ -10,11 +10,14 @@ from pathlib import Path, PurePosixPath
 
 from braintum.inference.models.checkpoints import load_checkpoint_safely
 from braintum.inference.models.model_files import checked_configuration, read_dataset_json, read_plans
+from braintum.inference.models.trained_with import check_trained_with
 
 _MAX_FILES = 100_000
 _MAX_BYTES = 200 * 2**30
 _MAX_RATIO = 200  # weights and images do not compress further
 _SMALL = 10 * 2**20  # below, the ratio does not matter
+_PREDICTION_FILE = re.compile(r'"prediction_file": "([^"]*)"')
+_PSEUDONYM = re.compile(r"case_[0-9a-f]{16}")
 
 
 def install_model(archive: str | os.PathLike[str], results: str | os.PathLike[str], trust: bool = False) -> list[Path]:
@@ -64,6 +67,13 @@ def install_model(archive: str | os.PathLike[str], results: str | os.PathLike[st
     return [results / model for model in models]
 
 
+def named_cases(model: Path) -> list[str]:
+    """Cases that a model's summaries of its validation name, other than by pseudonyms of ``--pseudonymise``."""
+    texts = (file.read_text(encoding="utf-8", errors="replace") for file in sorted(model.rglob("summary.json")))
+    files = {re.split(r"[/\\]", path)[-1] for text in texts for path in _PREDICTION_FILE.findall(text)}
+    return sorted(name for name in (file.partition(".")[0] for file in files) if not _PSEUDONYM.fullmatch(name))
+
+
 def _checked_members(content: zipfile.ZipFile, archive: Path) -> dict[zipfile.ZipInfo, PurePosixPath]:
     """Files to unpack, with their paths.
 
@@ -111,11 +121,12 @@ def _check_model(folder: Path, trust: bool) -> None:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged or not safe.
     """
-    read_dataset_json(folder / "dataset.json")
+    dataset_json = read_dataset_json(folder / "dataset.json")
     plans = read_plans(folder / "plans.json")
     checkpoints = sorted(folder.glob("fold_*/*.pth"))
     if not checkpoints:
         raise FileNotFoundError(f"{folder.name} has no checkpoint fold_X/checkpoint_final.pth")
     for file in checkpoints:
-        arguments = load_checkpoint_safely(file, trust)["init_args"]
-        checked_configuration(plans, arguments["configuration"], folder / "plans.json")
+        checkpoint = load_checkpoint_safely(file, trust)
+        checked_configuration(plans, checkpoint["init_args"]["configuration"], folder / "plans.json")
+        check_trained_with(checkpoint, plans.plans, dataset_json, file)

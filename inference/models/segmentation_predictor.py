@@ -18,6 +18,7 @@ from braintum.architectures.weights_fingerprint import weights_fingerprint
 from braintum.inference.models.checkpoints import check_weights, in_single_precision, load_checkpoint_safely
 from braintum.inference.models.model_files import check_size, checked_configuration, read_dataset_json, read_plans
 from braintum.inference.models.network_copies import networks_of_folds, shared_copy
+from braintum.inference.models.trained_with import check_trained_with
 
 
 class SegmentationPredictor(nnUNetPredictor):
@@ -58,7 +59,8 @@ class SegmentationPredictor(nnUNetPredictor):
 
         Raises:
             FileNotFoundError: a file of the model is missing.
-            ValueError: a file of the model is damaged or not safe, or nnU-Net does not find its trainer.
+            ValueError: a file of the model is damaged or not safe, plans or ``dataset.json`` are not those that a fold
+                was trained with, or nnU-Net does not find its trainer.
         """
         folder = Path(model_training_output_dir)
         dataset_json = read_dataset_json(folder / "dataset.json")
@@ -75,6 +77,9 @@ class SegmentationPredictor(nnUNetPredictor):
                 f"which {folder / 'plans.json'} does not have; copy the model again"
             )
         configuration_manager = checked_configuration(plans_manager, configuration, folder / "plans.json")
+        for fold, checkpoint in zip(folds, checkpoints, strict=True):
+            file = folder / f"fold_{fold}" / checkpoint_name
+            check_trained_with(checkpoint, plans_manager.plans, dataset_json, file)
         try:
             build = recursive_find_trainer_class_by_name(trainer_name).build_network_architecture
         except RuntimeError as error:

@@ -28,7 +28,7 @@ class OrientedPlansManager(PlansManager):
         if reader is not SimpleITKIO or len(orientations) != 1:
             return reader
         turned = partialmethod(SimpleITKIOWithReorient.read_images, orientation=next(iter(orientations)))
-        return type("SimpleITKIOInOrientation", (SimpleITKIOWithReorient,), {"read_images": turned})
+        return type("OrientedReader", (SimpleITKIOWithReorient,), {"read_images": turned})
 
 
 def orientation_warning(plans: PlansManager) -> str | None:

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.special import entr
 
 from braintum.architectures.heads.classification_head import restricted_to_region, tumour_probability
-
-AggregationMode = Literal["weighted", "mean", "max"]
-AGGREGATION_MODES: tuple[AggregationMode, ...] = ("weighted", "mean", "max")
+from braintum.conversion.format.calibration import at_temperature
+from braintum.inference.prediction.aggregation_modes import AGGREGATION_MODES, AggregationMode
 
 WEIGHT_FLOOR = 0.01
 
@@ -121,6 +120,8 @@ class ClassVerdict:
         predictive_entropy: of the probabilities, in nats: 0 for one certain class, log(classes) where all are alike.
         mutual_information: the part of it that is disagreement between folds and mirrors, in nats: the entropy of their
             mean less the mean of their entropies (Houlsby et al. 2011); NaN with a single fold and no mirroring.
+        per_pass: (folds, mirrors, classes), windows aggregated.
+        pass_weights: (folds, mirrors), with which passes are averaged.
         by_region: name → (classes,), where the classifier sees that part of the tumour only.
     """
 
@@ -131,7 +132,40 @@ class ClassVerdict:
     tumour_evidence: float
     predictive_entropy: float
     mutual_information: float
+    per_pass: np.ndarray
+    pass_weights: np.ndarray
     by_region: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        probabilities: np.ndarray,
+        per_fold: np.ndarray,
+        per_pass: np.ndarray,
+        pass_weights: np.ndarray,
+        by_region: Mapping[str, np.ndarray],
+    ) -> "ClassVerdict":
+        """A verdict with all that follows from its probabilities."""
+        missing = np.full(probabilities.shape, np.nan)
+        return ClassVerdict(
+            probabilities=probabilities,
+            per_fold=per_fold,
+            fold_spread=per_fold.std(0, ddof=1) if len(per_fold) > 1 else missing,
+            mirror_spread=per_pass.mean(0).std(0, ddof=1) if per_pass.shape[1] > 1 else missing,
+            tumour_evidence=float(pass_weights.mean()),
+            predictive_entropy=float(_entropy(probabilities)),
+            mutual_information=_mutual_information(per_pass, pass_weights),
+            per_pass=per_pass,
+            pass_weights=pass_weights,
+            by_region=by_region,
+        )
+
+    def at_temperature(self, temperature: float) -> "ClassVerdict":
+        """Every probability scaled, and all that follows; see :mod:`braintum.conversion.format.calibration`."""
+        whole, folds, passes = (
+            at_temperature(p, temperature) for p in (self.probabilities, self.per_fold, self.per_pass)
+        )
+        regions = {name: at_temperature(values, temperature) for name, values in self.by_region.items()}
+        return ClassVerdict.of(whole, folds, passes, self.pass_weights, regions)
 
 
 def aggregate(folds: Sequence[FoldEvidence], mode: AggregationMode = "weighted") -> ClassVerdict:
@@ -153,22 +187,13 @@ def aggregate(folds: Sequence[FoldEvidence], mode: AggregationMode = "weighted")
     per_fold = (per_mirror * mirror_weight[..., None]).sum(1) / mirror_weight.sum(1)[:, None]  # (folds, classes)
     fold_weight = mirror_weight.sum(1)
     probabilities = (per_fold * fold_weight[:, None]).sum(0) / fold_weight.sum()
-    missing = np.full(probabilities.shape, np.nan)
-    return ClassVerdict(
-        probabilities=probabilities / probabilities.sum(),
-        per_fold=per_fold,
-        fold_spread=per_fold.std(0, ddof=1) if len(folds) > 1 else missing,
-        mirror_spread=per_mirror.mean(0).std(0, ddof=1) if per_mirror.shape[1] > 1 else missing,
-        tumour_evidence=float(mirror_weight.mean()),
-        predictive_entropy=float(_entropy(probabilities)),
-        mutual_information=_mutual_information(per_mirror, mirror_weight),
-        by_region={
-            name: aggregate(
-                [replace(fold, probabilities=fold.by_region[name], by_region={}) for fold in folds], mode
-            ).probabilities
-            for name in folds[0].by_region
-        },
-    )
+    by_region = {
+        name: aggregate(
+            [replace(fold, probabilities=fold.by_region[name], by_region={}) for fold in folds], mode
+        ).probabilities
+        for name in folds[0].by_region
+    }
+    return ClassVerdict.of(probabilities / probabilities.sum(), per_fold, per_mirror, mirror_weight, by_region)
 
 
 def _entropy(probabilities: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """nnU-Net's preprocessing of one case, of files or of an array in memory, and what is checked before and after."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,10 @@ from braintum.conversion.files.volumes import VolumeError, check_images
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
 from braintum.inference.models.two_models import check_same_input, preprocessed_alike
 from braintum.inference.prediction.joint_predictor import JointPredictor
+from braintum.inference.prediction.known_input import KnownInput
 
+DOUBTS = "warnings"
+"""Entry of the properties of a preprocessed image, see :class:`KnownInput`; of a case's result, too."""
 _PLACEHOLDER = 999  # times the spacing within a single slice: what nnU-Net takes for the distance to the next one
 
 
@@ -26,20 +29,23 @@ class ModelDescription:
     plans_manager: PlansManager
     configuration_manager: ConfigurationManager
     dataset_json: dict
+    known_input: KnownInput = field(default_factory=KnownInput)
 
     @staticmethod
     def of(predictor: SegmentationPredictor) -> "ModelDescription":
         """What a predictor knows of its model.
 
         Raises:
-            ValueError: the model is the second stage of a cascade.
+            ValueError: the model is the second stage of a cascade, or its fingerprint is damaged.
         """
         if predictor.configuration_manager.previous_stage_name is not None:
             raise ValueError(
                 f"{predictor.model_folder or predictor.trainer_name}: the second stage of a cascade needs a first; "
                 "predict with 3d_fullres or 2d instead"
             )
-        return ModelDescription(predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json)
+        configuration = predictor.configuration_manager
+        known = KnownInput.of(predictor.model_folder, configuration.normalization_schemes)
+        return ModelDescription(predictor.plans_manager, configuration, predictor.dataset_json, known)
 
     @property
     def num_channels(self) -> int:
@@ -175,9 +181,26 @@ def _checked(
         model: with the preprocessor.
         image: what messages call the image.
         kind: of thing that it is in.
+
+    Returns:
+        The image, and its properties with :data:`DOUBTS`.
     """
+    preprocessor = model.configuration_manager.preprocessor_class(verbose=False)
+    preprocess, doubts = preprocessor.run_case_npy, []
+
+    def look_at(array: np.ndarray, seg: Any, properties: dict, *description: Any) -> tuple[np.ndarray, Any, dict]:
+        if len(array) != model.num_channels:
+            colour = ", a colour picture," if model.reads_pictures and len(array) in (3, 4) else ""
+            raise VolumeError(
+                f"{image}:{colour} {len(array)} channels, but the model takes {model.num_channels}; convert the image "
+                "as the training data was converted"
+            )
+        doubts.extend(model.known_input.doubts(array, properties["spacing"], image))
+        return preprocess(array, seg, properties, *description)
+
+    preprocessor.run_case_npy = look_at  # where nnU-Net's method has read the files
     try:
-        data, _, properties = run(model.configuration_manager.preprocessor_class(verbose=False))
+        data, _, properties = run(preprocessor)
     except Exception as error:  # the readers and nnU-Net raise whatever they like, bare assertions included
         reason = str(error).strip().splitlines() or [type(error).__name__]
         if isinstance(error, (DamagedFileError, VolumeError)):
@@ -191,4 +214,5 @@ def _checked(
         )
     if not np.isfinite(data).all():
         raise ValueError(f"{image}: NaN or infinite intensities; repair the image")
+    properties[DOUBTS] = doubts
     return np.ascontiguousarray(data, dtype=np.float32), properties

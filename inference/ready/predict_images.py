@@ -17,6 +17,7 @@ from braintum.conversion.format.calibration import Calibration
 from braintum.inference.models.model_identity import model_identity
 from braintum.inference.prediction.case_streams import fault_of_answer, one_thread, predict_stream
 from braintum.inference.prediction.class_evidence import ClassVerdict, aggregate
+from braintum.inference.prediction.input_files import LEFT_OUT_FILE, check_output, write_left_out
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.memory_budget import available_cores
 from braintum.inference.prediction.precision import Precision
@@ -24,8 +25,8 @@ from braintum.inference.ready.expected_dice import at_best_expected_dice
 from braintum.inference.ready.overlay import write_overlay
 from braintum.inference.ready.own_images import OwnImage, find_images, read_image
 from braintum.inference.ready.suitability import Suitability, feature_warning, plain_warnings
-from braintum.inference.results.calibration import calibrated_result
-from braintum.inference.results.results import CLASSES_FILE, CLASSES_FOLDER, case_result, merge_case_results
+from braintum.inference.results.calibration import result_of
+from braintum.inference.results.results import CLASSES_FILE, CLASSES_FOLDER, merge_case_results
 
 OVERLAYS_FOLDER = "overlays"
 
@@ -76,8 +77,7 @@ def predict_images(
         UnwritableFolderError: the disk is full, or the output folder read-only.
     """
     source, target = Path(images), Path(output)
-    if source.resolve() == target.resolve():
-        raise ValueError(f"images and output are the same folder, {source}; choose another output folder")
+    check_output(target, source)
     paths, failed = find_images(source)
     for folder in (target, target / CLASSES_FOLDER, target / OVERLAYS_FOLDER):
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,6 +95,8 @@ def predict_images(
         for name, path in paths.items():
             try:
                 image = read_image(path)
+                if image.slices.min() == image.slices.max():
+                    raise ValueError(f"{path}: an empty image, all pixels have one value; export it again")
                 data, properties = _preprocess(image, predictor)
                 warnings = plain_warnings(image)
                 if suitability is not None and not warnings:
@@ -115,6 +117,7 @@ def predict_images(
                 outcome.failed[paths[predicted.name].name] = fault
                 continue
             outcome.results.append(_write(predicted.logits, verdict, of_image, predictor, calibration, target))
+    write_left_out(target / LEFT_OUT_FILE, outcome.failed, source)
     merge_case_results(target / CLASSES_FOLDER, target / CLASSES_FILE, predictor.class_schema)
     return outcome
 
@@ -163,9 +166,7 @@ def _write(
         pending.properties,
         num_threads_torch=available_cores(),
     )
-    result = case_result(image.name, verdict, schema, _volume(mask, image))
-    if calibration is not None:
-        result = calibrated_result(result, calibration)
+    result = result_of(image.name, verdict, schema, _volume(mask, image), calibration)
     result["warnings"] = pending.warnings
     image.write_mask(mask, target)
     aspect = 1.0 if image.spacing is None else image.spacing[1] / image.spacing[2]

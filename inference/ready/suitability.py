@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from braintum.conversion.files.atomic import atomic_path
+from braintum.inference.prediction.known_input import ct_warning
 from braintum.inference.ready.own_images import OwnImage
 
 SUITABILITY_FILE = "suitability.npz"
 
-_LOWEST_MRI = -100  # magnitude images of MRI have no negative values; Hounsfield units of air are -1000
 _SMALLEST_EDGE = 48
 _MOST_SLICES = 16  # of a volume
 
@@ -109,11 +109,8 @@ def plain_warnings(image: OwnImage) -> list[str]:
     warnings = []
     if image.is_coloured:
         warnings.append(f"{image.coloured_share:.0%} of the pixels have a colour: no MRI slice as scanners export it")
-    low, high = float(image.slices.min()), float(image.slices.max())
-    if low == high:
-        warnings.append("the image is empty: all pixels have one value")
-    elif low < _LOWEST_MRI:
-        warnings.append(f"intensities from {low:g} on, like Hounsfield units of CT: the model knows MRI only")
+    if (warning := ct_warning(float(image.slices.min()))) is not None:
+        warnings.append(warning)
     if min(image.slices.shape[1:]) < _SMALLEST_EDGE:
         warnings.append(f"only {image.slices.shape[2]}×{image.slices.shape[1]} pixels: too few to see a tumour")
     return warnings

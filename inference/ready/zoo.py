@@ -16,6 +16,7 @@ from braintum.architectures.weights_fingerprint import weights_fingerprint
 from braintum.conversion.files.atomic import atomic_path, write_json_atomic
 from braintum.inference.models.checkpoints import in_single_precision, load_checkpoint_safely
 from braintum.inference.models.model_files import checked_configuration, read_dataset_json, read_plans
+from braintum.inference.models.trained_with import check_trained_with
 from braintum.inference.ready.card import CARD_FILE, read_card
 from braintum.inference.ready.suitability import SUITABILITY_FILE, Suitability
 
@@ -144,7 +145,10 @@ def pack(
         ValueError: the card lacks something, or the weights do not fit into 16 bits.
     """
     dataset_json, plans = read_dataset_json(model_folder / "dataset.json"), read_plans(model_folder / "plans.json")
-    checkpoint = half_precision(load_checkpoint_safely(model_folder / f"fold_{fold}" / CHECKPOINT))
+    file = model_folder / f"fold_{fold}" / CHECKPOINT
+    trained = load_checkpoint_safely(file)
+    check_trained_with(trained, plans.plans, dataset_json, file)
+    checkpoint = half_precision(trained)
     folder = target / str(card["name"])
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; move it away, or give the card another name")

@@ -5,14 +5,14 @@ weights that predict, and applied to what was aggregated over windows, mirrors a
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from braintum.conversion.format.calibration import Calibration, at_temperature
+from braintum.conversion.format.calibration import Calibration
+from braintum.conversion.format.cases import ClassSchema
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
+from braintum.inference.prediction.class_evidence import ClassVerdict
+from braintum.inference.results.results import case_result
 
 
 def calibration_of(
@@ -70,33 +70,41 @@ def calibration_of(
     return calibration, warnings
 
 
-def calibrated_result(result: Mapping[str, Any], calibration: Calibration) -> dict[str, Any]:
-    """A case's result with calibrated ``probabilities`` and ``confidence``; everything else stays as predicted.
+def result_of(
+    case: str,
+    verdict: ClassVerdict,
+    schema: ClassSchema,
+    tumour_volume: tuple[float, str],
+    calibration: Calibration | None = None,
+) -> dict[str, Any]:
+    """As :func:`braintum.inference.results.results.case_result`; with a calibration, all probabilities are calibrated.
+
+    Entropy, spreads and mutual information then are those of the calibrated probabilities, too.
 
     Args:
-        result: of :func:`braintum.inference.results.results.case_result`.
-        calibration: of the model.
+        case: identifier.
+        verdict: aggregated class evidence, as predicted.
+        schema: class names, in the order of the verdict.
+        tumour_volume: of the predicted segmentation, and its unit.
+        calibration: of the model; None leaves the probabilities.
 
     Returns:
-        The result; also ``calibration``, with ``temperature``, ``folds`` that it was fitted on, ``threshold`` and
-        ``target_accuracy`` (None where there are none), ``verdict`` (the class, or ``uncertain`` below the threshold)
-        and ``raw_probabilities``.
+        The result; with a calibration also ``calibration``, with ``temperature``, ``folds`` that it was fitted on,
+        ``threshold`` and ``target_accuracy`` (None where there are none), ``verdict`` (the class, or ``uncertain``
+        below the threshold) and ``raw_probabilities``.
     """
-    names = list(result["probabilities"])
-    values = at_temperature(np.array([result["probabilities"][name] for name in names]), calibration.temperature)
-    probabilities = dict(zip(names, values.tolist(), strict=True))
-    confidence = probabilities[result["predicted_class"]]
+    if calibration is None:
+        return case_result(case, verdict, schema, tumour_volume)
+    result = case_result(case, verdict.at_temperature(calibration.temperature), schema, tumour_volume)
     return {
         **result,
-        "confidence": confidence,
-        "probabilities": probabilities,
         "calibration": {
             "temperature": calibration.temperature,
             "folds": list(calibration.folds),
             "threshold": calibration.threshold,
             "target_accuracy": calibration.target_accuracy,
-            "verdict": calibration.verdict(result["predicted_class"], confidence),
-            "raw_probabilities": dict(result["probabilities"]),
+            "verdict": calibration.verdict(result["predicted_class"], result["confidence"]),
+            "raw_probabilities": dict(zip(schema.class_names, verdict.probabilities.tolist(), strict=True)),
         },
     }
 

@@ -1,5 +1,6 @@
-"""Patients from cases: one class, and the whole tumour volume, of everybody who has several images."""
+"""Patients from cases: one class, and the latest tumour volume, of everybody who has several images."""
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from braintum.conversion.format.cases import ClassSchema, read_cases
+from braintum.conversion.format.dates import latest_date
 from braintum.conversion.format.patients import patient_of_cases, patient_probabilities
 from braintum.inference.results.results import read_case_results, write_results_table
 
 PATIENTS_FILE = "patients.csv"
+
+logger = logging.getLogger(__name__)
 
 
 def read_patients(cases_file: str | os.PathLike[str], cases: Iterable[str]) -> dict[str, str]:
@@ -41,19 +45,26 @@ def read_patients(cases_file: str | os.PathLike[str], cases: Iterable[str]) -> d
 
 
 def patient_results(
-    results: Sequence[Mapping[str, Any]], patients: Mapping[str, str], schema: ClassSchema
+    results: Sequence[Mapping[str, Any]],
+    patients: Mapping[str, str],
+    schema: ClassSchema,
+    dates: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Results of all patients; their cases are weighted with the tumour that is predicted in them.
+
+    Volumes are never summed over dates: slices of one date are, or of patients of whom no date is known.
 
     Args:
         results: one a case, as of :func:`braintum.inference.results.results.case_result`.
         patients: case → patient; a case without one is its own patient.
         schema: class names.
+        dates: case → its date, see :func:`braintum.conversion.format.dates.latest_date`; a case may be missing.
 
     Returns:
         One a patient: ``patient``, ``predicted_class``, ``confidence``, ``probabilities`` (mean of the cases weighted
-        with their ``tumour_evidence``), ``num_cases``, ``tumour_volume`` (sum over the cases) and ``volume_unit``; the
-        last two are None and empty where the cases are measured in different units.
+        with their ``tumour_evidence``), ``num_cases``, ``date`` (the latest; empty where none is known),
+        ``tumour_volume`` (on that date: of its one volume, or the sum over its slices) and ``volume_unit``; the last
+        two are None and empty where there are several volumes, or different units.
 
     Raises:
         ValueError: a result without ``tumour_evidence``.
@@ -76,7 +87,11 @@ def patient_results(
     merged = []
     for patient, values in probabilities.items():
         own = own_results[patient]
-        units = {result["volume_unit"] for result in own}
+        own_dates = [(dates or {}).get(result["case"], "") for result in own]
+        date = latest_date(own_dates)
+        latest = [result for result, own_date in zip(own, own_dates, strict=True) if own_date == date]
+        units = {result["volume_unit"] for result in latest}
+        is_known = len(units) == 1 and (len(latest) == 1 or units != {"mm3"})
         winner = int(values.argmax())
         merged.append(
             {
@@ -85,16 +100,17 @@ def patient_results(
                 "confidence": float(values[winner]),
                 "probabilities": dict(zip(names, values.tolist(), strict=True)),
                 "num_cases": len(own),
-                "tumour_volume": sum(result["tumour_volume"] for result in own) if len(units) == 1 else None,
-                "volume_unit": units.pop() if len(units) == 1 else "",
+                "date": date or "",
+                "tumour_volume": sum(result["tumour_volume"] for result in latest) if is_known else None,
+                "volume_unit": units.pop() if is_known else "",
             }
         )
     return merged
 
 
 def write_patients_csv(file: Path, results: Iterable[Mapping[str, Any]], schema: ClassSchema, **columns: Any) -> None:
-    """One row a patient: ``patient, predicted_class, confidence, probability_<class> …, num_cases, tumour_volume,
-    volume_unit``.
+    """One row a patient: ``patient, predicted_class, confidence, probability_<class> …, num_cases, date,
+    tumour_volume, volume_unit``.
 
     Args:
         file: replaced as a whole.
@@ -102,10 +118,12 @@ def write_patients_csv(file: Path, results: Iterable[Mapping[str, Any]], schema:
         schema: class names.
         **columns: additional columns behind ``patient``: name = mapping from patient to value.
     """
-    write_results_table(file, "patient", results, schema, columns, counts=("num_cases",))
+    write_results_table(file, "patient", results, schema, columns, counts=("num_cases", "date"))
 
 
-def merge_patients(classes_folder: Path, file: Path, schema: ClassSchema, patients: Mapping[str, str]) -> int:
+def merge_patients(
+    classes_folder: Path, file: Path, schema: ClassSchema, patients: Mapping[str, str], dates: Mapping[str, str]
+) -> int:
     """Gather all ``<case>.json`` of a folder in one table of patients; parallel and continued runs so compose.
 
     Returns:
@@ -114,6 +132,12 @@ def merge_patients(classes_folder: Path, file: Path, schema: ClassSchema, patien
     Raises:
         ValueError: see :func:`braintum.inference.results.results.read_case_results` and :func:`patient_results`.
     """
-    results = patient_results(read_case_results(classes_folder, schema), patients, schema)
+    results = patient_results(read_case_results(classes_folder, schema), patients, schema, dates)
+    if unknown := [result["patient"] for result in results if result["tumour_volume"] is None]:
+        logger.warning(
+            "%s gives no tumour volume of %d patient(s), such as %s, who have several volumes: add a column date to "
+            "cases.csv to get the latest",
+            *(file, len(unknown), unknown[0]),
+        )
     write_patients_csv(file, results, schema)
     return len(results)

@@ -98,11 +98,12 @@ def tumour_volume(segmentation: np.ndarray, spacing: Sequence[float], is_picture
 
 def write_classes_csv(file: Path, results: Iterable[Mapping[str, Any]], schema: ClassSchema, **columns: Any) -> None:
     """One row a case, sorted: ``case, predicted_class, confidence, probability_<class> …, tumour_volume, volume_unit,
-    predictive_entropy, mutual_information``; with calibrated results also ``verdict``, before ``predicted_class``.
+    predictive_entropy, mutual_information``; with calibrated results also ``verdict``, before ``predicted_class``, and
+    where images were looked at ``warnings``, last.
 
     Args:
         file: replaced as a whole.
-        results: as of :func:`case_result` or :func:`braintum.inference.results.calibration.calibrated_result`.
+        results: as of :func:`case_result` or :func:`braintum.inference.results.calibration.result_of`.
         schema: class names.
         **columns: additional columns behind ``case``: name = mapping from case to value.
     """
@@ -115,7 +116,8 @@ def write_classes_csv(file: Path, results: Iterable[Mapping[str, Any]], schema: 
     }
     if verdicts:
         columns["verdict"] = verdicts
-    write_results_table(file, "case", results, schema, columns, uncertainties=UNCERTAINTIES)
+    warnings = ("warnings",) if any("warnings" in result for result in results) else ()
+    write_results_table(file, "case", results, schema, columns, uncertainties=UNCERTAINTIES, remarks=warnings)
 
 
 def write_results_table(
@@ -126,6 +128,7 @@ def write_results_table(
     columns: Mapping[str, Mapping[str, Any]],
     counts: Sequence[str] = (),
     uncertainties: Sequence[str] = (),
+    remarks: Sequence[str] = (),
 ) -> None:
     """One row a case or patient, sorted.
 
@@ -136,11 +139,12 @@ def write_results_table(
         schema: class names.
         columns: additional columns behind the first: name = mapping from its value.
         counts: keys of ``results`` that follow the probabilities.
-        uncertainties: keys of ``results`` that come last; empty where a result lacks them.
+        uncertainties: keys of ``results`` that follow the volume; empty where a result lacks them.
+        remarks: keys of ``results`` with lists of sentences, which come last.
     """
     header = [subject, *columns, "predicted_class", "confidence"]
     header += [f"probability_{name}" for name in schema.class_names]
-    header += [*counts, "tumour_volume", "volume_unit", *uncertainties]
+    header += [*counts, "tumour_volume", "volume_unit", *uncertainties, *remarks]
     with atomic_path(file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
@@ -156,6 +160,7 @@ def write_results_table(
                     "" if result["tumour_volume"] is None else f"{result['tumour_volume']:.3f}",
                     result["volume_unit"],
                     *("" if (value := result.get(name)) is None else f"{value:.6f}" for name in uncertainties),
+                    *("; ".join(result.get(name, ())) for name in remarks),
                 ]
             )
 

@@ -191,6 +191,22 @@ def test_masks_that_contradict_classes(audit_command, dataset):
     assert "cannot be read" in problems["imagesTr/p3_0_0000.png"]
 
 
+def test_masks_with_undeclared_values(audit_command, dataset, capsys):
+    mask = np.asarray(Image.open(dataset.mask("p0_0")))
+    Image.fromarray(mask * 255).save(dataset.mask("p0_0"))
+    Image.fromarray(np.where(mask, 3, 0).astype(np.uint8)).save(dataset.mask("p1_0"))  # of unknown class
+    code, content = audit_command()
+    assert code == 0
+    problems = content["mask_problems"]
+    assert problems.keys() == {"imagesTr/p0_0_0000.png", "imagesTr/p1_0_0000.png"}
+    fault = f"p0_0.png holds {mask.sum()} voxels of 255, which dataset.json does not declare: write the label that is"
+    assert problems["imagesTr/p0_0_0000.png"].startswith(fault)
+    assert f"{mask.sum()} voxels of 3" in problems["imagesTr/p1_0_0000.png"]
+    assert fault in capsys.readouterr().out
+    dataset.write(core=255, whole=[1, 3])
+    assert not audit_command()[1]["mask_problems"]
+
+
 def test_empty_constant_and_corrupt_images(audit_command, dataset):
     dataset.image("p0_0").write_bytes(b"")
     dataset.image("p1_0").write_bytes(dataset.image("p1_1").read_bytes()[:900])
@@ -233,9 +249,19 @@ def test_a_data_set_without_cases_and_splits(dataset):
 
 def test_cases_that_do_not_exist_are_noted(dataset):
     dataset.image("p0_0").unlink()
-    notes = " ".join(input_from_dataset(dataset.folder).notes)
-    assert "1 case(s) of cases.csv have no image: p0_0" in notes
-    assert "fold 0: 1 unknown case(s): p0_0" in notes
+    not_read = " ".join(input_from_dataset(dataset.folder).not_read)
+    assert "cases.csv: 1 case(s) have no image: p0_0" in not_read
+    assert "splits_final.json: fold 0 has 1 unknown case(s): p0_0" in not_read
+    assert "labelsTr/p0_0.png: an image that was not used" in not_read
+
+
+def test_images_of_other_names_in_a_data_set_forbid_the_all_clear(audit_command, dataset, capsys):
+    shutil.copyfile(dataset.image("p0_0"), dataset.folder / "imagesTs" / "p6_2_0000.PNG")
+    code, content = audit_command()
+    assert code == 3
+    assert len(content["not_read"]) == 1 and "imagesTs/p6_2_0000.PNG" in content["not_read"][0]
+    assert "Nothing crosses a split among the 16 images that were read; 1 were not." in capsys.readouterr().out
+    assert audit_command("123", "--not-needed", "p6_2*")[0] == 0
 
 
 @pytest.fixture
@@ -296,6 +322,24 @@ def test_folders_as_sides(folders, tmp_path, capsys):
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert not re.search(r"https?:|//[a-z]|@import|url\(", re.sub(r"base64,[^\"]*", "", html))
     assert "prefers-color-scheme: dark" in html
+
+
+def test_linked_folders_and_images_of_other_names_are_looked_at_or_named(folders, tmp_path, capsys):
+    train, test = folders
+    (test / "glioma").rename(tmp_path / "elsewhere")
+    (test / "glioma").symlink_to(tmp_path / "elsewhere")
+    (test / "again").symlink_to(test)
+    output = tmp_path / "out"
+    assert main([str(train), str(test), "-o", str(output), "-np", "1"]) == 2
+    content = json.loads((output / "audit.json").read_text(encoding="utf-8"))
+    assert content["images"] == N_PATIENTS * SLICES_PER_PATIENT + 1
+    (tmp_path / "elsewhere" / "a <b> & c.jpg").rename(tmp_path / "elsewhere" / "copy")
+    assert main([str(train), str(test), "-o", str(output), "-np", "1"]) == 3
+    said = capsys.readouterr()
+    assert f"not looked at: {test / 'glioma' / 'copy'}: an image that was not used" in said.err
+    assert "Nothing crosses a split among the 16 images that were read; 1 were not." in said.out
+    assert "16 file(s) are taken for masks by their names" in said.out
+    assert main([str(train), str(test), "-o", str(output), "-np", "1", "--not-needed", "copy"]) == 0
 
 
 def test_the_page_is_the_same_every_time(folders):

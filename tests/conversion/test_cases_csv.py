@@ -32,6 +32,13 @@ def test_columns_in_any_order_with_byte_order_mark_and_blanks(tmp_path):
     assert read_cases(path) == {"c1": Case("c1", "glioma", split="train", source="s")}
 
 
+@pytest.mark.parametrize("content", ["case,class\na,glioma\n", "class;case\nglioma;a\n"])
+def test_case_and_class_are_enough_with_commas_or_semicolons(tmp_path, content):
+    path = tmp_path / "cases.csv"
+    path.write_text(content, encoding="utf-8")
+    assert read_cases(path, ["glioma"]) == {"a": Case("a", "glioma")}
+
+
 @pytest.mark.parametrize(
     ("content", "line", "words"),
     [
@@ -162,3 +169,13 @@ def test_summary_table_by_hand():
     assert rows["unknown"] == ["1", "1", "–", "0.98×0.98 mm", "256×256"]
     assert rows["all"][:3] == ["3", "2", "20 [10–30] mm²"]
     assert rows["all"][4] == "512×512 (2), 256×256 (1)"
+
+
+def test_optional_columns_are_there_where_a_case_has_a_value(tmp_path):
+    cases = [Case("a", slice="3", position="-7.5", date="2024-02-01"), Case("b")]
+    write_cases(tmp_path / "cases.csv", cases)
+    header = HEADER.strip() + ",slice,position,date\n"
+    assert (tmp_path / "cases.csv").read_text(encoding="utf-8").startswith(header)
+    assert list(read_cases(tmp_path / "cases.csv").values()) == cases
+    write_cases(tmp_path / "cases.csv", [Case("a", slice="3")])
+    assert (tmp_path / "cases.csv").read_text(encoding="utf-8").startswith(HEADER.strip() + ",slice\n")

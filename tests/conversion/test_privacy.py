@@ -1,5 +1,6 @@
 """No name of a patient, file or machine gets into what may be passed on."""
 
+import csv
 import gzip
 import json
 import stat
@@ -11,10 +12,12 @@ import SimpleITK as sitk
 from phantom_data import digest
 from volume_data import mask_array, volume_array, write_dicom_series, write_volume_file
 
+from braintum.conversion.building.key_list import read_keys, write_keys
 from braintum.conversion.building.pseudonyms import Pseudonyms
 from braintum.conversion.cli import main
 from braintum.conversion.files.volumes import read_volume, write_image
 from braintum.conversion.format.cases import Case, read_cases
+from braintum.conversion.identify_cli import main as identify
 from braintum.conversion.sources.phantoms import write_figshare_phantoms
 from braintum.trainers.safety.debug_information import remove_machine, without_folders
 
@@ -91,6 +94,74 @@ def test_same_salt_same_bytes_other_salt_other_names(
     assert stat.S_IMODE((tmp_path / "salt").stat().st_mode) == 0o600
 
 
+def test_key_list_names_cases_and_lies_beside_the_salt(
+    hospital: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    salt, keys = tmp_path / "salt", tmp_path / "salt.keys.csv"
+    folder = convert(hospital, tmp_path / "raw", salt, "--representative-slices", "2")
+    with open(keys, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert stat.S_IMODE(keys.stat().st_mode) == 0o600
+    assert {row["patient"] for row in rows} == {"Doe_Jane", "Roe_Richard", "Poe_Edgar"}
+    cases = read_cases(folder / "cases.csv")
+    assert {(row["case_pseudonym"], row["patient_pseudonym"]) for row in rows} == {
+        (name, case.patient) for name, case in cases.items()
+    }
+    for row in rows:
+        assert (row["dataset"], row["plane"]) == ("Dataset614_Private", "axial")
+        assert row["case"] == f"{row['patient']}_{int(row['slice']):03d}"
+        assert row["source"] == row["patient"] and cases[row["case_pseudonym"]].position == row["position"] != ""
+    # another data set adds to it, the same one replaces its rows
+    write_keys(keys, "Dataset615_Other", [{"case": "Älter, A.", "case_pseudonym": "case_0123456789abcdef"}])
+    convert(hospital, tmp_path / "raw", salt, "--overwrite")
+    assert len(read_keys(keys)) == 3 + 3 + 1
+
+
+def test_salt_among_the_data_is_refused(
+    hospital: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "raw").mkdir()
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    arguments = ["folder", str(hospital), "-d", "614", "--channel", "T1ce=*t1c*", "--mask", "*seg*"]
+    assert main([*arguments, "--pseudonymise", str(tmp_path / "raw" / "salt")]) == 1
+    assert "lies in nnUNet_raw; keep the salt and the list of keys apart" in capsys.readouterr().err
+
+
+def test_results_are_mapped_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case, patient = SALT.name("Doe_Jane"), SALT.of("patient", 'Doe, "J"')
+    rows = [{"case": "Doe_Jane", "case_pseudonym": case, "patient": 'Doe, "J"', "patient_pseudonym": patient}]
+    write_keys(tmp_path / "keys.csv", "Dataset614_Private", rows)
+    results = tmp_path / "results"
+    (results / "classes").mkdir(parents=True)
+    (results / f"{case}.nii.gz").write_bytes(gzip.compress(case.encode()))
+    digest_of_weights = 4 * patient  # 64 hexadecimal digits are no pseudonym
+    (results / "classes" / f"{case}.json").write_text(json.dumps({"case": case, "weights": digest_of_weights}))
+    (results / "patients.csv").write_text(f"patient,cases\n{patient},{case} {SALT.name('other')}\n")
+    (results / "report.html").write_text(f"<td>{patient}</td>")
+    arguments = [str(results), "-o", str(tmp_path / "out"), "--keys", str(tmp_path / "keys.csv")]
+    assert identify(arguments) == 3
+    assert f"not in the key list: {SALT.name('other')}" in capsys.readouterr().err
+    out = tmp_path / "out"
+    assert gzip.decompress((out / "Doe_Jane.nii.gz").read_bytes()) == case.encode()
+    assert json.loads((out / "classes" / "Doe_Jane.json").read_text()) == {
+        "case": "Doe_Jane",
+        "weights": digest_of_weights,
+    }
+    with open(out / "patients.csv", encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file))[1] == ['Doe, "J"', f"Doe_Jane {SALT.name('other')}"]
+    assert (out / "report.html").read_text() == "<td>Doe, &quot;J&quot;</td>"
+    assert identify(arguments) == 1
+    assert "is there already; choose another folder" in capsys.readouterr().err
+    arguments[1:3] = ["-o", str(tmp_path / "new")]
+    assert identify([*arguments[:-1], str(tmp_path / "none")]) == 1
+    assert "no such key list" in capsys.readouterr().err
+    (tmp_path / "keys.csv").write_text("a,b\n1,2\n")
+    assert identify(arguments) == 1
+    assert "no key list, it has no column dataset" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_dry_run_makes_no_salt(hospital: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
     assert not convert(hospital, tmp_path / "raw", tmp_path / "salt", "--dry-run").exists()
@@ -116,6 +187,13 @@ def test_pseudonyms_do_not_mix_kinds_and_keep_what_is_unknown() -> None:
     assert SALT.of("case", "1") != SALT.of("patient", "1")
     assert SALT.case(Case("a")) == Case(SALT.name("a"))
     assert SALT.case(Case("a", patient="1")).patient == SALT.case(Case("b", patient="1")).patient != ""
+
+
+def test_dates_become_days() -> None:
+    dates = {"a": "2024-01-31", "b": "2024-03-01", "c": "2023-12-24", "d": "baseline"}
+    cases = [Case(name, patient="2" if name == "c" else "1", date=date) for name, date in dates.items()]
+    days = {case.case: case.date for case in SALT.cases(cases)}
+    assert [days[SALT.name(name)] for name in "abcd"] == ["0", "30", "0", ""]
 
 
 def test_short_salt_is_refused(tmp_path: Path) -> None:

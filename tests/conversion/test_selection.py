@@ -68,6 +68,37 @@ def test_schema_of_several_sources_has_canonical_order():
     assert unified_schema(["me", "gl"]) == ClassSchema(("glioma", "meningioma"))
 
 
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("gesund", "gesund"),
+        ("Gesund", "gesund"),
+        ("Control", "control"),
+        ("ohne Befund", "ohne_befund"),
+        ("unauffällig", "unauffällig"),
+        ("sain", "sain"),
+        ("Témoin", "témoin"),
+        ("sano", "sano"),
+        ("zdrowy", "zdrowy"),
+        ("здоровый", "здоровый"),
+        ("正常", "正常"),
+        ("tumour-free", "tumor_free"),
+    ],
+)
+def test_words_for_healthy_name_the_negative_class_and_are_kept(name, kept):
+    assert unified_schema(["glioma", name]) == ClassSchema(("glioma", kept), kept)
+
+
+def test_negative_class_by_name():
+    assert unified_schema(["b", "A1", "x"], "A1") == ClassSchema(("b", "x", "a1"), "a1")
+    assert unified_schema(["gesund", "control"], "control").negative_class == "control"
+    assert unified_schema(["gesund", "normal"]).negative_class == "no_tumor"
+    with pytest.raises(ValueError, match="negative class 'c' is none of the classes a, b"):
+        unified_schema("ab", "c")
+    with pytest.raises(ValueError, match="classes control and gesund both mean healthy; .*--negative-class"):
+        unified_schema(["gesund", "control", "glioma"])
+
+
 def write_copies(folder):
     """Files 0, 2, 4 are the same bytes, 3 is 1 mirrored, 5 is alone but as large as the first."""
     paths = [folder / f"{number}.png" for number in range(6)]

@@ -143,6 +143,19 @@ def test_bad_arguments(arguments, message, trained, capsys, monkeypatch):
     assert message in capsys.readouterr().err
 
 
+def test_models_that_are_there_are_listed(trained, capsys, monkeypatch):
+    monkeypatch.chdir(trained)
+    assert command(evaluate, "-p", "OtherPlans", "-d", "42", "-c", "2d") == 1
+    assert (
+        "OtherPlans__2d; there are: -tr nnUNetTrainerMultiTask -p BrainTumPlans -c 2d; check" in capsys.readouterr().err
+    )
+
+
+def test_fold_all_holds_nothing_out(trained, capsys):
+    assert command(evaluate, "-p", "BrainTumPlans", "-d", "42", "-c", "2d", "-f", "all") == 2
+    assert "fold_all is trained on every case, so none is held out" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_models_side_by_side(trained, capsys):
     results = trained / "nnUNet_results" / "Dataset042_Tiny"

@@ -168,7 +168,10 @@ def test_cases_without_a_mask_count_for_classes_only(tmp_path):
     (predictions / "dataset.json").write_text(json.dumps(dataset_json(labels)))
     table = case_table(predictions_in_folder(predictions, truth))
     summary = summarise_table(table, RESAMPLES)
-    assert np.isnan(table.true_volume[-1]) and np.isnan(table.dice[-1])
+    assert np.isnan([table.true_volume[-1], table.predicted_volume[-1], table.dice[-1]]).all()
+    # the predicted mask lies where everything is ignored: it is neither missed nor a contradiction
+    for name, num_cases in (("contradictions", 6), ("tumour_class_without_mask", 4), ("missed_tumours", 4)):
+        assert summary["joint"][name]["num_cases"] == num_cases, name
     assert summary["segmentation"]["tumour"]["num_cases"]["all"] == 4
     assert summary["segmentation"]["tumour"]["false_masks"]["num_cases"] == 2
     assert summary["classification"]["num_cases"] == 7

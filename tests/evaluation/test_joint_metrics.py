@@ -55,6 +55,13 @@ def test_counted_by_hand() -> None:
     }
 
 
+def test_case_whose_predicted_mask_is_not_counted_stays_out_of_all_rates() -> None:
+    expected = metrics_of(CASES, negative_class=HEALTHY)
+    ignored = [(true, predicted, NAN, NAN, NAN) for true in (GLIOMA, HEALTHY) for predicted in (GLIOMA, HEALTHY)]
+    found = metrics_of([*CASES, *ignored], negative_class=HEALTHY)
+    assert found == expected | {"num_cases": 19, "num_healthy": 7, "num_tumour": 10}
+
+
 def test_threshold_of_a_right_mask_is_inclusive() -> None:
     cases = [(GLIOMA, GLIOMA, dice, 1.0, 1.0) for dice in (0.4, 0.5, 0.6)]
     assert metrics_of(cases)["both_correct"]["count"] == 2

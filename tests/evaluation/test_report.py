@@ -334,7 +334,9 @@ def test_picture_of_a_volume(gathered, tmp_path, turned):
     truth[1, 4:10, 3:7] = 1
     truth[2, 4:16, 3:7] = 1
     files = {}
-    for name, array in (("image", truth * 50.0), ("truth", truth), ("prediction", np.zeros_like(truth))):
+    elsewhere = np.zeros_like(truth)
+    elsewhere[0] = 1  # a large false mask does not draw the eye away
+    for name, array in (("image", truth * 50.0), ("truth", truth), ("prediction", elsewhere)):
         array = array[:, ::-1, ::-1].copy() if turned else array
         image = SimpleITK.GetImageFromArray(array)
         image.SetSpacing((1.0, 2.0, 3.0))
@@ -346,7 +348,8 @@ def test_picture_of_a_volume(gathered, tmp_path, turned):
     )
     table = dataclasses.replace(gathered.table, predictions=predictions)
     picture = case_picture(table, 0, [str(files["image"])], files["image"])
-    assert picture.where == "slice 3 of 4" and picture.prediction == ""
+    channel = predictions.dataset_json["channel_names"]["0"]
+    assert picture.where == f"{channel}, axial, slice 3 of 4" and picture.prediction == ""
     assert (picture.width, picture.height) == (20, 60)  # square pixels
     assert picture.explanation.startswith("data:image/webp;base64,")
     points = np.array([[float(v) for v in pair.split()] for pair in re.findall(r"[\d.]+ [\d.]+", picture.truth)])

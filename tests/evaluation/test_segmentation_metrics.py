@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import binary_dilation, gaussian_filter, generate_binary_structure
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist, directed_hausdorff
 from sklearn.metrics import accuracy_score, f1_score, jaccard_score, precision_score, recall_score
 
+from braintum.evaluation.metrics.lesions import _dilated
 from braintum.evaluation.metrics.segmentation_metrics import mask_metrics
 
 SPACING = {2: (0.7, 1.9), 3: (5.0, 0.9, 0.45)}
@@ -67,24 +68,34 @@ def surface_metrics(reference: np.ndarray, prediction: np.ndarray, spacing: tupl
     }
 
 
-def lesions(mask: np.ndarray) -> list[set[tuple[int, ...]]]:
-    """Voxels of each lesion: a graph whose edges join voxels that are at most one step apart along every axis."""
+def lesions(mask: np.ndarray, reach: tuple[int, ...]) -> list[set[tuple[int, ...]]]:
+    """Voxels of each lesion: a graph whose edges join voxels that are at most ``reach`` apart along every axis."""
     voxels = np.argwhere(mask)
     if not len(voxels):
         return []
-    number, labels = connected_components(cdist(voxels, voxels, "chebyshev") <= 1, directed=False)
-    return [{tuple(voxel) for voxel in voxels[labels == label]} for label in range(number)]
+    number, labels = connected_components(cdist(voxels / reach, voxels / reach, "chebyshev") <= 1, directed=False)
+    return [{tuple(voxel) for voxel in voxels[labels == label].tolist()} for label in range(number)]
 
 
-def lesion_counts(reference: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
-    true, predicted = lesions(reference), lesions(prediction)
-    found = [lesion for lesion in true if any(lesion & other for other in predicted)]
-    false = [lesion for lesion in predicted if not any(lesion & other for other in true)]
+def lesion_counts(reference: np.ndarray, prediction: np.ndarray, spacing: tuple[float, ...]) -> dict[str, float]:
+    """By sets of voxels, for spacings at which dilation by 3 mm is a box."""
+    steps = np.floor(np.divide(3, spacing)).astype(int)
+    true, predicted = lesions(reference, tuple(2 * steps + 1)), lesions(prediction, (1,) * len(steps))
+    near = [
+        [other for other in predicted if any((np.abs(np.subtract(a, b)) <= steps).all() for a in lesion for b in other)]
+        for lesion in true
+    ]
+    joined = [set().union(*others) for others in near]
+    found = [len(a & b) >= 0.1 * len(a | b) for a, b in zip(true, joined, strict=True)]
+    matched = [other for others, is_found in zip(near, found, strict=True) if is_found for other in others]
+    untouched = [other for other in predicted if not any(other in others for others in near)]
+    scores = [2 * len(a & b) / (len(a) + len(b)) for a, b in zip(true, joined, strict=True)] + [0] * len(untouched)
     return {
         "n_lesions_ref": len(true),
-        "n_lesions_found": len(found),
+        "n_lesions_found": sum(found),
         "n_lesions_pred": len(predicted),
-        "n_lesions_false": len(false),
+        "n_lesions_false": sum(other not in matched for other in predicted),
+        "lesion_Dice": float(np.mean(scores)) if scores else math.nan,
     }
 
 
@@ -113,7 +124,7 @@ def test_against_second_libraries(ndim: int, reference: str, prediction: str) ->
     metrics = mask_metrics(true, predicted, spacing)
     assert_equal(metrics, overlap_metrics(true, predicted))
     assert_equal(metrics, surface_metrics(true, predicted, spacing))
-    assert_equal(metrics, lesion_counts(true, predicted))
+    assert_equal(metrics, lesion_counts(true, predicted, spacing))
     assert {type(value) for value in metrics.values()} <= {int, float}
 
 
@@ -132,7 +143,8 @@ def test_any_masks(case: tuple[np.ndarray, np.ndarray, tuple[float, ...]]) -> No
     metrics = mask_metrics(*case)
     assert_equal(metrics, overlap_metrics(*case[:2]))
     assert_equal(metrics, surface_metrics(*case))
-    assert_equal(metrics, lesion_counts(*case[:2]))
+    if case[0].ndim == 2:
+        assert_equal(metrics, lesion_counts(*case))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -159,24 +171,40 @@ def test_volume_error() -> None:
 @pytest.mark.parametrize(
     ("reference", "prediction", "counts", "rates"),
     [
-        ("##..#..#", "#.#.....", (3, 1, 2, 1), (1 / 3, 1 / 2, 2 / 5)),
-        ("##..##.#", "########", (3, 3, 1, 0), (1, 1, 1)),
-        ("########", "##..##.#", (1, 1, 3, 0), (1, 1, 1)),
-        ("#......#", "...##...", (2, 0, 1, 1), (0, 0, 0)),
-        ("........", "...##..#", (0, 0, 2, 2), (math.nan, 0, 0)),
-        ("#.......", "........", (1, 0, 0, 0), (0, math.nan, 0)),
-        ("........", "........", (0, 0, 0, 0), (math.nan, math.nan, math.nan)),
+        ("##.......#.#", "#..#........", (2, 1, 2, 0), (1 / 2, 1, 2 / 3, 1 / 4)),  # parts that are close are one lesion
+        ("#........#", "##########", (2, 2, 1, 0), (1, 1, 1, 2 / 11)),
+        ("#.........#", "###########", (2, 0, 1, 1), (0, 0, 0, 1 / 6)),  # one blob over everything
+        ("####......", "#..#.....#", (1, 1, 3, 1), (1, 2 / 3, 4 / 5, 1 / 3)),
+        ("#........#", "....##....", (2, 0, 1, 1), (0, 0, 0, 0)),
+        ("..........", "...##..#..", (0, 0, 2, 2), (math.nan, 0, 0, 0)),
+        ("#.........", "..........", (1, 0, 0, 0), (0, math.nan, 0, 0)),
+        ("..........", "..........", (0, 0, 0, 0), (math.nan,) * 4),
     ],
 )
-def test_lesion_rates(
-    reference: str, prediction: str, counts: tuple[int, ...], rates: tuple[float, float, float]
-) -> None:
+def test_lesion_rates(reference: str, prediction: str, counts: tuple[int, ...], rates: tuple[float, ...]) -> None:
     true, predicted = (np.array([[pixel == "#" for pixel in row]] * 2) for row in (reference, prediction))
     metrics = mask_metrics(true, predicted, (1, 1))
     names = ("n_lesions_ref", "n_lesions_found", "n_lesions_pred", "n_lesions_false")
     assert tuple(metrics[name] for name in names) == counts
-    found = tuple(metrics[name] for name in ("lesion_recall", "lesion_precision", "lesion_F1"))
-    assert found == pytest.approx(rates, nan_ok=True)
+    names = ("lesion_recall", "lesion_precision", "lesion_F1", "lesion_Dice")
+    assert tuple(metrics[name] for name in names) == pytest.approx(rates, nan_ok=True)
+
+
+def test_dilation_is_that_of_brats() -> None:
+    mask = np.random.default_rng(0).random((16, 17, 18)) > 0.998
+    assert mask.any()
+    expected = binary_dilation(mask, generate_binary_structure(3, 2), iterations=3)
+    np.testing.assert_array_equal(_dilated(mask, (1.0, 1.0, 1.0)), expected)
+    np.testing.assert_array_equal(_dilated(mask, (3.5, 4.0, 9.0)), mask)  # thick slices: nothing is within 3 mm
+
+
+def test_blob_of_twenty_times_the_volume_finds_nothing() -> None:
+    true, predicted = np.zeros((2, 20, 20, 20), dtype=bool)
+    true[8:11, 8:11, 8:11] = True
+    predicted[5:14, 5:14, 5:12] = True  # 567 voxels instead of 27
+    metrics = mask_metrics(true, predicted, (1, 1, 1))
+    assert metrics["lesion_F1"] == 0 and metrics["n_lesions_false"] == 1
+    assert metrics["lesion_Dice"] == pytest.approx(2 * 27 / (27 + 567))
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -185,7 +213,7 @@ def test_ignored_voxels_count_for_nothing(ndim: int) -> None:
     metrics = mask_metrics(true, predicted, SPACING[ndim], ignore)
     assert_equal(metrics, overlap_metrics(true[~ignore], predicted[~ignore]))
     assert_equal(metrics, surface_metrics(true & ~ignore, predicted & ~ignore, SPACING[ndim]))
-    assert_equal(metrics, lesion_counts(true & ~ignore, predicted & ~ignore))
+    assert_equal(metrics, lesion_counts(true & ~ignore, predicted & ~ignore, SPACING[ndim]))
     assert metrics["TP"] + metrics["FP"] + metrics["FN"] + metrics["TN"] == np.sum(~ignore)
     assert mask_metrics(true ^ ignore, predicted | ignore, SPACING[ndim], ignore) == metrics
     assert mask_metrics(true, predicted, SPACING[ndim]) != metrics

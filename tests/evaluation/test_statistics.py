@@ -101,6 +101,41 @@ def test_products_of_matrices_equal_a_call_a_resample() -> None:
         assert fast[name].interval == pytest.approx(slow[name].interval)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_figure_that_resampling_raises_lies_in_its_interval(seed: int) -> None:
+    """Calibration error of well calibrated cases, and the share of the most frequent of three equal classes."""
+    random = np.random.default_rng(seed)
+    confidence = random.uniform(0.4, 1, 24)
+    gaps, classes = (random.random(24) < confidence) - confidence, np.arange(24) % 3
+    bins = (confidence * 15).astype(int)
+
+    def of_resample(weights: np.ndarray) -> dict[str, float]:
+        return {
+            "ece": np.abs(np.bincount(bins, gaps * weights)).sum() / weights.sum(),
+            "majority": np.bincount(classes, weights).max() / weights.sum(),
+        }
+
+    found = cluster_bootstrap(of_resample, range(24), seed=seed)
+    replicates = [of_resample(weights) for weights in bootstrap_multiplicities(24, 1000, seed)]
+    for name, estimate in found.items():
+        assert covers(estimate, estimate.value) and estimate.interval is not None
+        moved = np.array([figures[name] for figures in replicates])
+        assert moved.mean() > estimate.value  # what is subtracted
+        expected = np.percentile(moved, [2.5, 97.5]) - (moved.mean() - estimate.value)
+        assert estimate.interval == pytest.approx(tuple(np.maximum(expected, 0)))
+    assert found["majority"].value == pytest.approx(1 / 3)
+
+
+def test_resamples_that_cannot_hold_the_value_give_no_interval() -> None:
+    first = iter([1.0])
+    random = np.random.default_rng(0)
+
+    def of_resample(weights: np.ndarray) -> dict[str, float]:
+        return {"odd": next(first, 0.0 if random.random() < 0.97 else -1e3)}
+
+    assert cluster_bootstrap(of_resample, range(9))["odd"].interval is None
+
+
 def test_seeds() -> None:
     patients, (values,) = clustered(np.random.default_rng(0), 20)
     first, again, other = (mean_of(values, patients, seed=seed) for seed in (0, 0, 1))

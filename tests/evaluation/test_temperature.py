@@ -142,8 +142,10 @@ def test_cases_that_determine_no_temperature(change, message):
 
 
 def test_too_few_cases():
-    with pytest.raises(ValueError, match="20 held-out cases .*at least 30.*more folds"):
+    with pytest.raises(ValueError, match="20 held-out cases .*at least 30.*more folds, .*or add"):
         calibrate(held_out(cases=20), NAMES)
+    with pytest.raises(ValueError, match="20 held-out cases .*; add cases: all 5 folds are validated"):
+        calibrate(held_out(cases=20, folds=5), NAMES)
 
 
 def test_doubtful_calibrations_come_with_warnings():

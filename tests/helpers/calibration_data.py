@@ -4,7 +4,10 @@ import numpy as np
 import scipy.special
 
 from braintum.conversion.format.calibration import Calibration
+from braintum.conversion.format.cases import ClassSchema
 from braintum.evaluation.calibration.calibration import HeldOutCases
+from braintum.inference.prediction.class_evidence import FoldEvidence, aggregate
+from braintum.inference.results.calibration import result_of
 
 NAMES = ("meningioma", "glioma", "no_tumor")
 
@@ -39,6 +42,12 @@ def case_result(name, probabilities, mirrored=True):
         "tumour_volume": 3.0,
         "volume_unit": "mm2",
     }
+
+
+def calibrated(name, probabilities, **changes):
+    """As predicted with one fold, one window and no mirroring, and then calibrated."""
+    verdict = aggregate([FoldEvidence(np.array([[probabilities]], np.float32), np.ones((1, 1), np.float32))])
+    return result_of(name, verdict, ClassSchema(NAMES), (3.0, "mm2"), make_calibration(**changes))
 
 
 def make_calibration(**changes):

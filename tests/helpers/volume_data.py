@@ -100,7 +100,12 @@ def write_lgg_source(folder: Path, rows: Mapping[str, tuple[str, str]]) -> Path:
 
 
 def write_dicom_series(
-    folder: Path, array: np.ndarray, series: str = "1", offsets: Sequence[float] | None = None, prefix: str = ""
+    folder: Path,
+    array: np.ndarray,
+    series: str = "1",
+    offsets: Sequence[float] | None = None,
+    prefix: str = "",
+    headers: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes a DICOM series of slices with this module's geometry, file names not in the order of positions.
 
@@ -110,6 +115,7 @@ def write_dicom_series(
         series: last part of the series' identifier.
         offsets: position of each slice along the normal in mm; None: evenly spaced.
         prefix: of the file names.
+        headers: further tags, and what they hold.
     """
     folder.mkdir(parents=True, exist_ok=True)
     axes = np.array(DIRECTION).reshape(3, 3)
@@ -129,7 +135,7 @@ def write_dicom_series(
             "0020|0032": "\\".join(f"{value:.6f}" for value in position),
             "0020|0037": "\\".join(f"{value:.8f}" for value in (*axes[:, 0], *axes[:, 1])),
         }
-        for tag, value in tags.items():
+        for tag, value in {**tags, **(headers or {})}.items():
             image.SetMetaData(tag, value)
         writer = sitk.ImageFileWriter()
         writer.KeepOriginalImageUIDOn()

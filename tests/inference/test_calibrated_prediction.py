@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
-from calibration_data import NAMES, case_result, make_calibration
+from calibration_data import NAMES, calibrated, case_result, make_calibration
 from tiny_training import write_preprocessed
 
 from braintum.architectures.weights_fingerprint import weights_fingerprint
@@ -18,7 +18,7 @@ from braintum.conversion.format.cases import ClassSchema
 from braintum.evaluation.calibration.calibration import store_calibration
 from braintum.inference.cli import predict
 from braintum.inference.prediction.class_evidence import FoldEvidence, aggregate
-from braintum.inference.results.calibration import calibrated_result, is_calibrated_with
+from braintum.inference.results.calibration import is_calibrated_with, result_of
 from braintum.inference.results.results import merge_case_results, write_classes_csv
 
 
@@ -28,15 +28,15 @@ def entropy(probabilities):
 
 def test_calibrated_results(tmp_path):
     raw = {"a": (0.9, 0.09, 0.01), "b": (0.3, 0.6, 0.1), "c": (0.05, 0.05, 0.9)}
-    results = {name: calibrated_result(case_result(name, values), make_calibration()) for name, values in raw.items()}
+    results = {name: calibrated(name, values) for name, values in raw.items()}
     for name, values in raw.items():
         roots = np.sqrt(values)
         assert list(results[name]["probabilities"].values()) == pytest.approx(roots / roots.sum())
         assert results[name]["confidence"] == pytest.approx((roots / roots.sum()).max())
-        assert list(results[name]["calibration"]["raw_probabilities"].values()) == list(values)
+        assert list(results[name]["calibration"]["raw_probabilities"].values()) == pytest.approx(values)
     assert [result["calibration"]["verdict"] for result in results.values()] == ["meningioma", UNCERTAIN, "no_tumor"]
     assert results["b"]["predicted_class"] == "glioma"
-    never = calibrated_result(case_result("b", raw["b"]), make_calibration(threshold=None))
+    never = calibrated("b", raw["b"], threshold=None)
     assert never["calibration"]["verdict"] == "glioma"
 
     results["c"]["predicted_class"] = ""  # withheld by post-processing
@@ -50,7 +50,11 @@ def test_calibrated_results(tmp_path):
     assert [row["verdict"] for row in rows] == ["meningioma", UNCERTAIN, "", ""]
     assert [row["predicted_class"] for row in rows] == ["meningioma", "glioma", "", "no_tumor"]
     assert float(rows[1]["confidence"]) == pytest.approx(np.sqrt(0.6) / np.sqrt((0.3, 0.6, 0.1)).sum(), abs=1e-6)
-    assert [row["mutual_information"] for row in rows] == ["0.250000"] * 3 + [""]
+    assert [row["mutual_information"] for row in rows] == [""] * 4
+    for row in rows[:3]:  # what stands in one row belongs together
+        assert float(row["predictive_entropy"]) == pytest.approx(
+            entropy(float(row[f"probability_{name}"]) for name in NAMES), abs=1e-5
+        )
     assert list(rows[0])[-2:] == ["predictive_entropy", "mutual_information"]
 
 
@@ -64,16 +68,43 @@ def test_uncalibrated_tables_have_no_verdict(tmp_path):
 
 
 def test_earlier_results_are_told_apart(tmp_path):
-    raw, calibrated, damaged = (tmp_path / f"{name}.json" for name in ("raw", "calibrated", "damaged"))
+    raw, calibrated_file, damaged = (tmp_path / f"{name}.json" for name in ("raw", "calibrated", "damaged"))
     result = case_result("a", (0.9, 0.09, 0.01))
     raw.write_text(json.dumps(result))
-    calibrated.write_text(json.dumps(calibrated_result(result, make_calibration())))
+    calibrated_file.write_text(json.dumps(calibrated("a", (0.9, 0.09, 0.01))))
     damaged.write_text("{")
     assert not is_calibrated_with(damaged, None)
-    assert is_calibrated_with(raw, None) and is_calibrated_with(calibrated, make_calibration())
-    assert not is_calibrated_with(raw, make_calibration()) and not is_calibrated_with(calibrated, None)
-    assert not is_calibrated_with(calibrated, make_calibration(temperature=1.5))
-    assert not is_calibrated_with(calibrated, make_calibration(threshold=None))
+    assert is_calibrated_with(raw, None) and is_calibrated_with(calibrated_file, make_calibration())
+    assert not is_calibrated_with(raw, make_calibration()) and not is_calibrated_with(calibrated_file, None)
+    assert not is_calibrated_with(calibrated_file, make_calibration(temperature=1.5))
+    assert not is_calibrated_with(calibrated_file, make_calibration(threshold=None))
+
+
+def test_all_that_follows_from_calibrated_probabilities():
+    """Temperature 2 takes square roots of probabilities."""
+
+    def scaled(probabilities):
+        return np.sqrt(probabilities) / np.sqrt(probabilities).sum(-1, keepdims=True)
+
+    passes = np.array([[(0.7, 0.3), (0.5, 0.5)], [(0.2, 0.8), (0.4, 0.6)]])  # folds, mirrors
+    region = np.array([[[(0.9, 0.1)] * 2]], np.float32)
+    folds = [FoldEvidence(p[None].astype(np.float32), np.ones((1, 2), np.float32), {"core": region[0]}) for p in passes]
+    verdict = aggregate(folds)
+    result = result_of("a", verdict, ClassSchema(NAMES[:2]), (3.0, "mm2"), make_calibration())
+    per_fold = scaled(passes.mean(1))
+    expected = scaled(passes.mean((0, 1)))
+    assert list(result["probabilities"].values()) == pytest.approx(expected)
+    assert [list(fold.values()) for fold in result["per_fold"]] == [pytest.approx(fold) for fold in per_fold]
+    assert list(result["fold_spread"].values()) == pytest.approx(per_fold.std(0, ddof=1))
+    assert list(result["mirror_spread"].values()) == pytest.approx(scaled(passes).mean(0).std(0, ddof=1))
+    assert result["predictive_entropy"] == pytest.approx(entropy(expected))
+    every_pass = scaled(passes).reshape(4, 2)
+    information = entropy(every_pass.mean(0)) - np.mean([entropy(one) for one in every_pass])
+    assert result["mutual_information"] == pytest.approx(information, rel=1e-5)
+    assert list(result["by_region"]["core"].values()) == pytest.approx(scaled(np.array((0.9, 0.1))))
+    assert result_of("a", verdict, ClassSchema(NAMES[:2]), (3.0, "mm2"))["predictive_entropy"] == pytest.approx(
+        entropy(passes.mean((0, 1)))
+    )
 
 
 @pytest.mark.slow
@@ -110,13 +141,13 @@ def test_calibrated_prediction(nnunet_folders, tmp_path, monkeypatch, capsys):
     assert run("calibrated", "--calibrated") == 0
     assert "warning" not in capsys.readouterr().err
     found = results("calibrated")
-    for raw, calibrated in zip(results("raw"), found, strict=True):
-        expected = calibrated_result(raw, make_calibration(folds=(0,), threshold=threshold))
-        assert calibrated["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-6)
-        assert calibrated["calibration"]["raw_probabilities"] == pytest.approx(raw["probabilities"], abs=1e-6)
-        assert calibrated["predicted_class"] == raw["predicted_class"]
-        assert calibrated["predictive_entropy"] == pytest.approx(entropy(raw["probabilities"].values()), abs=1e-5)
-        assert 0 <= calibrated["mutual_information"] <= calibrated["predictive_entropy"]
+    for raw, after in zip(results("raw"), found, strict=True):
+        roots = np.sqrt(list(raw["probabilities"].values()))
+        assert list(after["probabilities"].values()) == pytest.approx(roots / roots.sum(), abs=1e-6)
+        assert after["calibration"]["raw_probabilities"] == pytest.approx(raw["probabilities"], abs=1e-6)
+        assert after["predicted_class"] == raw["predicted_class"]
+        assert after["predictive_entropy"] == pytest.approx(entropy(after["probabilities"].values()), abs=1e-5)
+        assert after["mutual_information"] >= 0
     with open(tmp_path / "calibrated" / "classes.csv", newline="") as stream:
         verdicts = [row["verdict"] for row in csv.DictReader(stream)]
     assert verdicts == [result["calibration"]["verdict"] for result in found] and UNCERTAIN in verdicts

@@ -1,6 +1,7 @@
 """Checkpoints are read without running what is in them."""
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from braintum.architectures.weights.store import InstalledWeights, read_weights
+from braintum.evaluation.calibration.calibration import checkpoint_fingerprints
+from braintum.evaluation.report.training_log import read_training_log
 from braintum.inference.models.checkpoints import load_checkpoint_safely, to_builtin
 
 CHECKPOINT = {
@@ -31,6 +35,36 @@ def save(folder: Path, content: Any) -> Path:
     file = folder / "checkpoint_final.pth"
     torch.save(content, file)
     return file
+
+
+def as_numpy_1_writes(file: Path) -> Path:
+    """The same checkpoint, numpy's scalars named as numpy 1 names them."""
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+    return file
+
+
+def test_checkpoint_with_scalars_of_numpy_1_loads_wherever_one_is_read(tmp_path: Path) -> None:
+    scalars = [np.float64(0.5), np.float32(0.5), np.float16(0.5), np.int64(3), np.uint8(3), np.bool_(True)]
+    log = {"mean_fg_dice": scalars, "epoch_start_timestamps": scalars[:1], "epoch_end_timestamps": scalars[:1]}
+    fold = tmp_path / "fold_0"
+    fold.mkdir()
+    file = as_numpy_1_writes(save(fold, {**CHECKPOINT, "_best_ema": np.float64(0.25), "logging": log}))
+    assert b"cnumpy.core.multiarray\n" in file.read_bytes() and b"numpy._core" not in file.read_bytes()
+    assert load_checkpoint_safely(file)["_best_ema"] == 0.25
+    assert load_checkpoint_safely(file)["logging"]["mean_fg_dice"] == scalars
+    assert read_training_log(fold).curves["mean_fg_dice"].tolist() == [0.5, 0.5, 0.5, 3, 3, 1]
+    assert list(checkpoint_fingerprints(tmp_path, [0], file.name)) == ["0"]
+    assert list(read_weights(InstalledWeights("own", "", "", "", "", file))) == ["w"]
+
+
+def test_other_functions_of_numpy_1_are_refused(tmp_path: Path) -> None:
+    file = as_numpy_1_writes(save(tmp_path, {**CHECKPOINT, "logging": np.arange(2)}))
+    with pytest.raises(ValueError, match="would run code.*numpy.core.multiarray._reconstruct"):
+        load_checkpoint_safely(file)
 
 
 def test_stock_checkpoint_with_numpy_scalars_loads(tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ def test_map_returns_to_the_voxels_it_came_from(datasets: dict[str, Any], tmp_pa
     peak = np.unravel_index(returned.argmax(), returned.shape)
     assert all(start <= index < stop for index, start, stop in zip(peak, (6, 10, 13), (8, 12, 15), strict=True))
     assert not returned[array == 0][: 2 * 18 * 22].any()  # cropped slices stay empty
-    write_map(tmp_path / "map.nii.gz", returned, str(file), plans.image_reader_writer_class)
+    write_map(tmp_path / "map.nii.gz", returned, str(file), plans.image_reader_writer_class, properties)
     written, image = SimpleITK.ReadImage(str(tmp_path / "map.nii.gz")), SimpleITK.ReadImage(str(file))
     np.testing.assert_allclose(written.GetDirection(), image.GetDirection(), atol=1e-6)
     np.testing.assert_allclose(written.GetOrigin(), image.GetOrigin(), atol=1e-4)
@@ -277,9 +277,9 @@ def test_map_of_a_reader_that_reorients(tmp_path: Path) -> None:
 
     array = np.random.default_rng(0).uniform(1, 2, (4, 5, 6)).astype(np.float32)
     file = write_volume_file(tmp_path / "a_0000.nii.gz", array, direction=(-1, 0, 0, 0, 1, 0, 0, 0, -1))
-    as_read, _ = SimpleITKIOWithReorient().read_images((str(file),))
+    as_read, properties = SimpleITKIOWithReorient().read_images((str(file),))
     assert not np.array_equal(as_read[0], array)
-    write_map(tmp_path / "map.nii.gz", as_read[0], str(file), SimpleITKIOWithReorient)
+    write_map(tmp_path / "map.nii.gz", as_read[0], str(file), SimpleITKIOWithReorient, properties)
     written = SimpleITK.ReadImage(str(tmp_path / "map.nii.gz"))
     np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(written), array)
     np.testing.assert_allclose(written.GetDirection(), (-1, 0, 0, 0, 1, 0, 0, 0, -1), atol=1e-6)

@@ -196,12 +196,17 @@ def test_what_was_not_exported(trained: Path, model: Path) -> None:
 
 def test_exports_of_other_weights_plans_and_classes(trained: Path, model: Path) -> None:
     dataset = json.loads((model / "dataset.json").read_text())
+    names = {"class_names": dataset["classification"]["class_names"][::-1]}
+    (model / "dataset.json").write_text(json.dumps(dataset | {"classification": dataset["classification"] | names}))
+    refuse_onnx(trained, model, "checkpoint_best.pth was trained with other files: .*class_names is")
+    (model / "fold_0" / CHECKPOINT).rename(model / "fold_0.pth")
+    (model / "fold_1" / CHECKPOINT).rename(model / "fold_1.pth")
     (model / "dataset.json").write_text(json.dumps(dataset | {"channel_names": {"0": "T1", "1": "T2"}}))
     refuse_onnx(trained, model, r"\(1, 2, \(32, 32\)\)\) does not belong to plans.json")
     dataset["classification"]["class_names"].append("pituitary")
     (model / "dataset.json").write_text(json.dumps(dataset))
     refuse_onnx(trained, model, "it predicts 3 classes and the regions .*not 4 and")
-    shutil.copy(model / "fold_1" / CHECKPOINT, model / "fold_0" / CHECKPOINT)
+    shutil.copy(model / "fold_1.pth", model / "fold_0" / CHECKPOINT)
     refuse_onnx(trained, model, "fold_0/checkpoint_best.onnx was exported from other weights than checkpoint_best.pth")
 
 

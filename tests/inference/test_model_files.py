@@ -216,6 +216,17 @@ def test_install(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         install_model(archive, tmp_path / "results")
 
 
+def test_names_of_cases_in_a_model_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ("C:\\\\data\\\\Doe_Jane.nii.gz", "/data/case_0123456789abcdef.nii.gz", "/data/Roe.png")
+    summaries = {
+        f"{MODEL}/fold_{fold}/validation/summary.json": f'{{"metric_per_case": [{{"prediction_file": "{file}"}}]}}'
+        for fold, file in enumerate(files)
+    }
+    archive = write_zip(tmp_path / "model.zip", **summaries)
+    assert install([str(archive), "-o", str(tmp_path / "results")]) == 0
+    assert "names 2 cases of its training, such as Doe_Jane (validation/summary.json)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "name", ["../evil", "/evil", f"{MODEL}/../../../evil", "C:/evil/a/b", f"{MODEL}\\..\\evil", "evil", "Dataset1/a/b"]
 )

@@ -21,7 +21,8 @@ from PIL import Image
 from braintum.commands import command
 from braintum.conversion.format.cases import Case, write_cases
 from braintum.inference.cli import predict
-from braintum.inference.predict_folder import find_cases, predict_folder
+from braintum.inference.predict_folder import predict_folder
+from braintum.inference.prediction.input_files import find_cases
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.preprocessing import preprocess_case
 
@@ -261,6 +262,8 @@ def test_preprocessing_faults_name_file_and_remedy(data: Any, message: str, monk
     class Preprocessor:
         def __init__(self, verbose: bool) -> None: ...
 
+        def run_case_npy(self) -> None: ...
+
         def run_case(self, *args: Any) -> tuple:
             if isinstance(data, Exception):
                 raise data
@@ -306,7 +309,7 @@ def test_lanes_give_nnunets_files(
 def test_find_cases(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="input folder .* does not exist"):
         find_cases(tmp_path / "absent", ".nii.gz", 1)
-    with pytest.raises(FileNotFoundError, match=r"no file \*.nii.gz; .*CASE_0000.nii.gz"):
+    with pytest.raises(FileNotFoundError, match=r"no file \*.nii.gz, it is empty; .*CASE_0000.nii.gz"):
         find_cases(tmp_path, ".nii.gz", 1)
     for name in ("b_0000.png", "b_0001.png", "a_x_0000.png", "a_x_0001.png", "c_0000.png"):
         (tmp_path / name).touch()

@@ -19,6 +19,7 @@ from braintum.planner.fingerprint.intensity_fingerprint import PERCENTILES, chan
 from braintum.planner.fingerprint.tumour_fingerprint import label_values, tumour_statistics
 from braintum.planner.fingerprint_cli import fingerprint
 from braintum.planner.fingerprint_extractors import BrainTumFingerprintExtractor
+from braintum.planner.fingerprint_report import warnings
 from braintum.planner.preprocessing.training_files import training_files
 
 DEFAULT_SAMPLES = fingerprint_extractors.NUM_FOREGROUND_SAMPLES
@@ -213,6 +214,26 @@ def test_classes_and_patients(nnunet_folders: Any) -> None:
     sizes = {name: entry["foreground"]["size"] for name, entry in tumours["classes"].items()}
     assert sizes["meningioma"]["median"] == 25 * 4 and sizes["glioma"]["max"] == 100 * 4 and sizes["no_tumor"] is None
     assert (tumours["patients"], tumours["share_without_foreground"]) == (8, 2 / 8)
+
+
+def test_values_that_are_no_label(nnunet_folders: Any) -> None:
+    raw = write_dataset(nnunet_folders.raw, 7, num_cases=4, labels=IGNORE, maskless=(3,))
+    file = raw / "labelsTr" / "case_00.nii.gz"
+    SimpleITK.WriteImage(SimpleITK.ReadImage(str(file)) * 255, str(file))
+    entry = extract(7)["braintum"]
+    assert entry["undeclared_values"] == [{"file": "case_00.nii.gz", "value": 255, "voxels": 25}]
+    (found,) = [warning for warning in warnings(entry) if "no label" in warning]
+    assert found.startswith("case_00.nii.gz: 25 voxels have the value 255, which is no label of dataset.json")
+    SimpleITK.WriteImage(SimpleITK.Cast(SimpleITK.ReadImage(str(file)), SimpleITK.sitkInt32) * 300, str(file))
+    with pytest.raises(ValueError, match=r"case_00.nii.gz: value 76500 in a label map"):
+        extract(7)
+
+
+def test_dataset_json_of_version_1(nnunet_folders: Any) -> None:
+    file = write_dataset(nnunet_folders.raw, 7, num_cases=4) / "dataset.json"
+    file.write_text(json.dumps({**load(file), "labels": {"0": "background", "1": "tumour"}}))
+    with pytest.raises(ValueError, match="dataset.json is of nnU-Net v1"):
+        extract(7)
 
 
 def test_stock_fingerprint_is_replaced_and_ours_is_kept(nnunet_folders: Any, stock_extractor: Any) -> None:

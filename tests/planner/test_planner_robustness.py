@@ -95,6 +95,24 @@ def test_one_case(nnunet_folders: Any) -> None:
     assert any("1 cases cannot be split into nnU-Net's 5 folds" in warning for warning in warnings(entry))
 
 
+def test_class_with_empty_masks_only(nnunet_folders: Any) -> None:
+    masks = [tumour((32, 32)), tumour((32, 32)) * 0] * 3
+    raw = write_data(nnunet_folders.raw, [head((32, 32), number) for number in range(6)], masks)
+    content = json.loads((raw / "dataset.json").read_text())
+
+    def found() -> list[str]:
+        entry = BrainTumFingerprintExtractor(7, 1).run(True)["braintum"]
+        return [warning for warning in warnings(entry) if "empty masks only" in warning]
+
+    content["classification"]["negative_class"] = "no_tumor"
+    (raw / "dataset.json").write_text(json.dumps(content))
+    assert not found()
+    del content["classification"]["negative_class"]
+    (raw / "dataset.json").write_text(json.dumps(content))
+    (warning,) = found()
+    assert warning.startswith("class no_tumor has empty masks only: if it is the healthy one")
+
+
 def test_class_with_one_patient_and_class_without_case(nnunet_folders: Any) -> None:
     images, masks = [head((32, 32), number) for number in range(6)], [tumour((32, 32))] * 6
     write_data(nnunet_folders.raw, images, masks, classes=("glioma",), patients=["P0"] * 6)

@@ -35,7 +35,7 @@ from braintum.conversion.sources import brats, brisc, folder
 from braintum.evaluation.results.predictions import read_class_results
 from braintum.inference.models.model_files import checked_configuration, read_plans
 from braintum.inference.postprocessing import read_rules
-from braintum.inference.predict_folder import find_cases
+from braintum.inference.prediction.input_files import find_cases
 from braintum.inference.results.results import read_case_result
 
 EXAMPLES = os.environ.get("BRAINTUM_FUZZ_EXAMPLES")

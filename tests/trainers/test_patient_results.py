@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from braintum.conversion.format.cases import Case, ClassSchema, write_cases
+from braintum.conversion.format.cases import Case, ClassSchema, read_dates, write_cases
 from braintum.inference.results.patients import patient_results, read_patients, write_patients_csv
 from braintum.trainers.classes.class_supervision import ClassLabels
 from braintum.trainers.classes.validation_results import write_validation_results
@@ -59,10 +59,10 @@ def test_table_of_patients(tmp_path: Path) -> None:
     write_patients_csv(tmp_path / "patients.csv", reversed(results), SCHEMA, true_class={"A": "glioma"})
     assert (tmp_path / "patients.csv").read_text(encoding="utf-8").splitlines() == [
         "patient,true_class,predicted_class,confidence,probability_glioma,probability_meningioma,probability_no_tumor,"
-        "num_cases,tumour_volume,volume_unit",
-        "A,glioma,meningioma,0.676000,0.196000,0.676000,0.128000,3,122.500,mm2",
-        "B,,no_tumor,0.600000,0.000000,0.400000,0.600000,1,0.000,mm2",
-        "c,,glioma,0.900000,0.900000,0.100000,0.000000,1,7.000,mm2",
+        "num_cases,date,tumour_volume,volume_unit",
+        "A,glioma,meningioma,0.676000,0.196000,0.676000,0.128000,3,,122.500,mm2",
+        "B,,no_tumor,0.600000,0.000000,0.400000,0.600000,1,,0.000,mm2",
+        "c,,glioma,0.900000,0.900000,0.100000,0.000000,1,,7.000,mm2",
     ]
 
 
@@ -71,6 +71,37 @@ def test_areas_and_volumes_are_not_summed(tmp_path: Path) -> None:
     write_patients_csv(tmp_path / "patients.csv", patient_results(mixed, PATIENTS, SCHEMA), SCHEMA)
     (row,) = rows_of(tmp_path / "patients.csv")
     assert (row["num_cases"], row["tumour_volume"], row["volume_unit"]) == ("2", "", "")
+
+
+@pytest.mark.parametrize(
+    ("unit", "dates", "expected"),
+    [
+        ("mm3", {"a1": "2020-05-01", "a2": "2021-02-03", "a3": "2019-01-01"}, ("2021-02-03", 120.0, "mm3")),
+        ("mm3", {"a1": "2020-05-01"}, ("2020-05-01", 1.0, "mm3")),
+        ("mm3", {}, ("", None, "")),  # which one is the latest is not known
+        ("mm3", {"a2": "2021-02-03", "a3": "2021-02-03"}, ("2021-02-03", None, "")),
+        ("mm2", {"a1": "2020-05-01", "a2": "2021-02-03", "a3": "2021-02-03"}, ("2021-02-03", 122.5, "mm2")),
+        ("px", {}, ("", 123.5, "px")),  # slices of one examination
+    ],
+)
+def test_volumes_are_never_summed_over_dates(unit: str, dates: dict[str, str], expected: tuple) -> None:
+    volumes = {"a1": 1.0, "a2": 120.0, "a3": 2.5}
+    results = [result(case, [0.5, 0.4, 0.1], 0.5, volume, unit) for case, volume in volumes.items()]
+    (found,) = patient_results(results, PATIENTS, SCHEMA, dates)
+    assert (found["date"], found["tumour_volume"], found["volume_unit"]) == expected
+    assert found["num_cases"] == 3
+
+
+def test_dates_of_a_table(tmp_path: Path) -> None:
+    file = tmp_path / "cases.csv"
+    file.write_text("case;class;date\na;;2021-02-03\nb;;03.02.2021\nc;;20210203\nd;;\n", encoding="utf-8-sig")
+    assert read_dates(file) == dict.fromkeys("abc", "2021-02-03")
+    assert read_patients(file, "abcd") == {name: name for name in "abcd"}
+    file.write_text("case,class\na,\n")
+    assert read_dates(file) == {}
+    file.write_text("case,class,date\na,,2/3/21\n")
+    with pytest.raises(ValueError, match=r"cases.csv, line 2: date '2/3/21'; write it as YYYY-MM-DD"):
+        read_dates(file)
 
 
 def test_results_without_evidence_are_refused() -> None:

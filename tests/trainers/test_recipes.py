@@ -180,6 +180,9 @@ def test_plateau_follows_validation_losses_not_epochs() -> None:
     expected = [0.2] * 5 + [0.1] * 4 + [0.05] * 3
     assert rates(PlateauDecay(0.5, 2), 12, losses=losses) == pytest.approx(expected)
     assert rates(PlateauDecay(0.5, 2), 12, losses=[1 / (epoch + 1) for epoch in range(12)]) == [0.2] * 12
+    for sign in (-1, 0, 1):  # a loss that stays the same is idle, whatever its sign
+        assert rates(PlateauDecay(0.5, 7), 40, losses=[0.8 * sign] * 40)[-1] == pytest.approx(0.2 * 0.5**4)
+        assert rates(PlateauDecay(0.5, 7), 40, losses=[0.8 * sign - 0.01 * epoch for epoch in range(40)])[-1] == 0.2
 
 
 def test_plateau_after_a_resume() -> None:

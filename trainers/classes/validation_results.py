@@ -16,7 +16,7 @@ from braintum.trainers.classes.class_supervision import ClassLabels
 
 
 def write_validation_results(
-    folder: Path, results: Sequence[Mapping[str, Any]], labels: ClassLabels
+    folder: Path, results: Sequence[Mapping[str, Any]], labels: ClassLabels, dates: Mapping[str, str] | None = None
 ) -> dict[str, dict[str, Any]]:
     """``classes.csv`` and ``patients.csv`` (with the true class) and ``classification.json`` of a validation.
 
@@ -26,6 +26,7 @@ def write_validation_results(
         folder: the fold's ``validation``.
         results: one a case, as of :func:`braintum.inference.results.results.case_result`.
         labels: true class and patient of the cases.
+        dates: case → its date, as far as it is known; of :func:`braintum.conversion.format.cases.read_dates`.
 
     Returns:
         Figures of
@@ -44,7 +45,7 @@ def write_validation_results(
     }
     patients = patient_of_cases((result["case"] for result in results), labels.patient_of_case)
     if len(set(patients.values())) < len(patients):
-        of_patients = patient_results(results, patients, schema)
+        of_patients = patient_results(results, patients, schema, dates)
         true_class = _class_of_patients(patients, true_class, schema)
         write_patients_csv(folder / PATIENTS_FILE, of_patients, schema, true_class=true_class)
         figures["patients"] = _figures(of_patients, "patient", true_class, schema)

@@ -65,15 +65,22 @@ class ExponentialDecay:
 
 @dataclass(frozen=True)
 class PlateauDecay:
-    """torch's ReduceLROnPlateau on the validation loss: multiplied by ``drop`` after ``patience`` idle epochs."""
+    """torch's ReduceLROnPlateau on the validation loss: multiplied by ``drop`` after ``patience`` idle epochs.
+
+    An epoch is idle unless it lowers the loss by ``least``. That is a difference, as Keras has it, and not torch's
+    default, a share of the loss: of a negative loss, such as minus Dice, the share makes every epoch an improvement.
+    """
 
     drop: float
     patience: int
+    least: float = 1e-4
 
     def factor(self, epoch: int, num_epochs: int, warmup_epochs: int, val_losses: Sequence[float]) -> float:
         """See :class:`Decay`."""
         rate_one = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-        plateau = ReduceLROnPlateau(rate_one, factor=self.drop, patience=self.patience)
+        plateau = ReduceLROnPlateau(
+            rate_one, factor=self.drop, patience=self.patience, threshold=self.least, threshold_mode="abs"
+        )
         for loss in val_losses[:epoch]:
             plateau.step(loss)
         return rate_one.param_groups[0]["lr"]

@@ -40,6 +40,8 @@ class TrainingSettings:
         permuted_labels: ``braintum_permuted_labels``: seed of a control: classes are permuted among the training
             patients, and results go to ``nnUNet_results/permuted_labels_SEED``, see
             :mod:`braintum.evaluation.results.label_permutation`.
+        allow_leaks: ``braintum_allow_leaks``: at 1, a split with a patient on both sides is trained all the same; its
+            validation is too good.
     """
 
     num_epochs: int | None = None
@@ -50,6 +52,7 @@ class TrainingSettings:
     augmentation: str = "default"
     precision: str = ""
     permuted_labels: int | None = None
+    allow_leaks: bool = False
 
     @staticmethod
     def from_environment() -> "TrainingSettings":
@@ -68,6 +71,7 @@ class TrainingSettings:
             augmentation=_choice("braintum_augmentation", AUGMENTATION),
             precision=_choice("braintum_precision", PRECISION),
             permuted_labels=_whole_number("braintum_permuted_labels", minimum=0),
+            allow_leaks=_choice("braintum_allow_leaks", ("0", "1")) == "1",
         )
         if settings.deterministic and settings.seed is None:
             raise ValueError("braintum_deterministic=1 needs a seed; set the environment variable braintum_seed too")

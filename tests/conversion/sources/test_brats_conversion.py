@@ -362,6 +362,50 @@ def test_finished_cases_are_not_written_again(source, raw, tmp_path, monkeypatch
     assert digest(raw) == digest(tmp_path / "other")
 
 
+@pytest.mark.parametrize("all_links", [False, True])
+def test_linked_case_folders_are_taken_once(source, raw, tmp_path, all_links):
+    root = tmp_path / "subset"
+    root.mkdir()
+    for name in OLD:
+        if all_links or name == OLD[1]:
+            (root / name).symlink_to(source / name)
+        else:
+            (source / name).rename(root / name)
+    (root / "again").symlink_to(root)
+    (root / "copy").symlink_to(root / OLD[0])
+    result = convert(request(root, raw))
+    assert (result.n_cases, result.unused) == (3, ())
+    assert [case.source for case in read_cases(raw / NAME / "cases.csv").values()] == list(OLD)
+
+
+def test_upper_case_endings_are_taken_and_other_names_are_told(source, raw, monkeypatch, capsys):
+    for path in list((source / OLD[0]).iterdir()):
+        path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.GZ")))
+    other = write_volume_file(source / OLD[1] / "flair_again.nii.gz", volume_array(3))
+    other = other.rename(other.with_suffix("").with_suffix(""))  # no ending
+    write_volume_file(source / "sub" / "BraTS2021_00005_T1w.nii.gz", volume_array(3))
+    monkeypatch.setenv("nnUNet_raw", str(raw))
+    assert main(["brats", str(source), "-d", "612", "-np", "1"]) == 3
+    said = capsys.readouterr()
+    assert "3 cases written" in said.out
+    assert "Not used, although images: 2: " in said.out
+    assert f"not used: {other}: an image that was not used" in said.err
+    left_out = json.loads((raw / NAME / "left_out.json").read_text(encoding="utf-8"))
+    assert [sentence.partition(": ")[0] for sentence in left_out] == [
+        f"{OLD[1]}/flair_again",
+        "sub/BraTS2021_00005_T1w.nii.gz",
+    ]
+    needless = ["--not-needed", "flair_again", "sub/*", "--overwrite"]
+    assert main(["brats", str(source), "-d", "612", "-np", "1", *needless]) == 0
+
+
+def test_name_mapping_that_fits_no_case_is_told(source, raw):
+    (source / "name_mapping.csv").write_text("Grade,BraTS_2019_subject_ID\nLGG,BraTS19_2013_2_1\n")
+    result = convert(request(source, raw, strict=False))
+    assert (result.n_cases, len(result.problems)) == (3, 1)
+    assert "name_mapping.csv: none of its rows fits a case" in result.problems[0]
+
+
 def test_command(source, raw, monkeypatch, capsys):
     monkeypatch.setenv("nnUNet_raw", str(raw))
     assert main(["brats", str(source), "-d", "612", "--regions", "-np", "1", "--dry-run"]) == 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from volume_data import (
     DIRECTION,
     ORIGIN,
     SPACING,
+    as_image,
     mask_array,
     verify,
     volume_array,
@@ -23,10 +25,11 @@ from volume_data import (
 
 from braintum.conversion.building.inspection import SourceError
 from braintum.conversion.building.raw_dataset import ConversionRequest
+from braintum.conversion.building.source_tables import read_diagnoses
 from braintum.conversion.cli import main
-from braintum.conversion.files.volumes import VolumeError, compact, read_volume
+from braintum.conversion.files.volumes import VolumeError, check_images, compact, read_volume
 from braintum.conversion.format.cases import read_cases
-from braintum.conversion.sources.folder import convert
+from braintum.conversion.sources.folder import convert, find_cases
 
 NAME = "Dataset613_Hospital"
 CHANNELS = ["T1ce=*t1c*", "FLAIR=*flair*"]
@@ -128,6 +131,24 @@ def test_healthy_patient_without_a_mask_has_an_empty_one(source, raw):
     assert not sitk.GetArrayFromImage(read(raw, "labelsTr/P4.nii.gz")).any()
 
 
+@pytest.mark.parametrize(("name", "options"), [("gesund", {}), ("keins", {"negative_class": "Keins"})])
+def test_healthy_class_keeps_its_name(source, raw, name, options):
+    (source / "cases.csv").write_text(f"patient,class\nP 1,glioma\nP2,glioma\nP3,glioma\nP4,{name}\n")
+    result = convert(request(source, raw), **OPTIONS, **options)
+    assert dataset_json(raw)["classification"] == {"class_names": ["glioma", name], "negative_class": name}
+    assert not sitk.GetArrayFromImage(read(raw, "labelsTr/P4.nii.gz")).any()
+    assert "empty masks only" not in result.table
+
+
+def test_class_with_empty_masks_only_is_named(source, raw):
+    write_volume_file(source / "P4" / "T1C_SEG.mha", mask_array() * 0)
+    (source / "cases.csv").write_text("patient,class\nP 1,glioma\nP2,glioma\nP3,glioma\nP4,keins\n")
+    result = convert(request(source, raw, dry_run=True), **OPTIONS)
+    assert (
+        "Class keins has empty masks only. If it is the healthy one, name it (--negative-class keins)" in result.table
+    )
+
+
 def test_named_labels(source, raw):
     convert(request(source, raw), **OPTIONS, labels=["core=1", "enhancing=4", "oedema=2"])
     content = dataset_json(raw)
@@ -184,6 +205,134 @@ def test_folder_that_is_not_in_the_table_has_an_unknown_class(source, raw):
     assert read_cases(raw / NAME / "cases.csv")["P3"].tumour_class == ""
 
 
+def diagnoses(source, date_column=None):
+    return read_diagnoses(source / "cases.csv", "patient", "class", "patient", date_column)
+
+
+def write_examination(folder, seed):
+    write_volume_file(folder / "t1c.nii.gz", volume_array(seed))
+    write_volume_file(folder / "deeper" / "flair.nii.gz", volume_array(seed + 1))
+    write_volume_file(folder / "seg.nii.gz", mask_array())
+
+
+def test_examinations_in_folders_of_a_patient(tmp_path, raw):
+    source = tmp_path / "source"
+    for number, place in enumerate(
+        ("P1/2019-01-05", "P1/MR_20200203", "P1/2021_03_04", "P2", "P3/baseline", "P3/v2", "P4/2018-07-08")
+    ):
+        write_examination(source / place, 10 * number)
+    (source / "P1" / "2021_03_04" / "deeper" / "flair.nii.gz").unlink()
+    rows = [
+        "P1;05.01.2019;Gliom",
+        "P1;3.2.2020;Rezidiv",
+        "P1;1.1.2022;Gliom",
+        "P2;;MET",
+        "P3;Baseline;Gliom",
+        "P4;7.8.2018;MET",
+        "P4;8.7.2018;Gliom",
+    ]
+    (source / "cases.csv").write_text("\n".join(["patient;date;class", *rows]))
+    result = convert(request(source, raw, strict=False), **OPTIONS, date_column="date")
+    cases = read_cases(raw / NAME / "cases.csv").values()
+    assert [(case.case, case.patient, case.tumour_class, case.date, case.source) for case in cases] == [
+        ("P1_2019-01-05", "P1", "gliom", "2019-01-05", "P1/2019-01-05"),
+        ("P1_MR_20200203", "P1", "rezidiv", "2020-02-03", "P1/MR_20200203"),
+        ("P2", "P2", "metastasis", "", "P2"),
+        ("P3_baseline", "P3", "gliom", "Baseline", "P3/baseline"),
+        ("P3_v2", "P3", "", "", "P3/v2"),
+        ("P4", "P4", "gliom", "2018-07-08", "P4"),
+    ]
+    (problem,) = result.problems
+    assert problem.startswith(f"{source / 'P1' / '2021_03_04'}: no file for FLAIR; there is seg.nii.gz, t1c.nii.gz")
+    assert "Several examinations: P1 (P1/2019-01-05, P1/MR_20200203).\n" in result.table
+    assert "Rows of the table without a folder: P1 2022-01-01, P4 2018-08-07." in result.table
+    for split in json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8")):
+        assert ("P3_v2" in split["val"]) == ("P3_baseline" in split["val"])
+
+
+def test_series_of_one_examination_are_no_examinations(source, raw):
+    for name in ("T1C_a", "T1C_b"):
+        write_dicom_series(source / "P5" / name, volume_array(30), name[-1:].replace("a", "8").replace("b", "9"))
+    with pytest.raises(SourceError, match="P5: several files for T1ce: T1C_a, T1C_b; make its pattern narrower"):
+        convert(request(source, raw), channel=["T1ce=*t1c*"], mask="*seg*")
+
+
+@pytest.mark.parametrize("date", ["03/04/2020", "3/4/2020"])
+def test_ambiguous_dates_and_rows_are_refused(source, raw, date):
+    (source / "cases.csv").write_text(f"patient,date,class\nP2,{date},met\n")
+    with pytest.raises(SourceError, match="line 2: .* may be 2020-03-04 or 2020-04-03; correct it"):
+        convert(request(source, raw), **OPTIONS, date_column="date")
+    (source / "cases.csv").write_text("patient,date,class\nP2,2020-01-01,met\nP2,2021-01-01,met\n")
+    with pytest.raises(SourceError, match=r"P2: the table has several rows of P2 \(2020-01-01, 2021-01-01\); name the"):
+        convert(request(source, raw), **OPTIONS, date_column="date")
+
+
+DESCRIPTION, PROTOCOL, PATIENT_ID, STUDY, STUDY_DATE = "0008|103e", "0018|1030", "0010|0020", "0020|000d", "0008|0020"
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_series_are_told_by_their_descriptions(source, raw, flat):
+    shutil.rmtree(source / "P3")
+    headers = ({DESCRIPTION: "t2_tse"}, {DESCRIPTION: "FLAIR tra"}, {DESCRIPTION: "mpr", PROTOCOL: "T1_MPR_T1c"})
+    for number, header in enumerate(headers, start=1):
+        folder = source / "P3" / ("export" if flat else f"{number:03d}")
+        write_dicom_series(folder, volume_array(20 + number), str(number), prefix=f"IM{number}_", headers=header)
+    result = convert(request(source, raw), **OPTIONS)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read(raw, "imagesTr/P3_0000.nii.gz")), volume_array(23))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read(raw, "imagesTr/P3_0001.nii.gz")), volume_array(22))
+    (unused,) = result.unused
+    assert unused.startswith(f"{source / 'P3' / ('export' if flat else '001')}: 8 DICOM file(s)")
+    place = "export (mpr)" if flat else "003 (mpr)"
+    with pytest.raises(SourceError, match=f"P3: no file for PD; there is .*{re.escape(place)}"):
+        convert(request(source, raw, overwrite=True), channel=[*CHANNELS, "PD=*pd*"], mask="*seg*")
+
+
+def test_export_of_several_studies_in_one_folder(tmp_path, raw):
+    source = tmp_path / "export"
+    for number, (patient, date) in enumerate((("17", "20190105"), ("17", "20200203"), ("18", "20190105")), start=1):
+        for channel, name in enumerate(("T1c", "FLAIR")):
+            headers = {DESCRIPTION: name, PATIENT_ID: patient, STUDY: f"1.2.3.{number}", STUDY_DATE: date}
+            write_dicom_series(
+                source,
+                volume_array(10 * number + channel),
+                f"{number}{channel}",
+                prefix=f"{number}{channel}",
+                headers=headers,
+            )
+    (source / "cases.csv").write_text("patient,class\n17,glioma\n18,met\n")
+    assert convert(request(source, raw), channel=CHANNELS, table=Path("cases.csv")).unused == ()
+    cases = read_cases(raw / NAME / "cases.csv").values()
+    assert [(case.case, case.patient, case.tumour_class, case.date) for case in cases] == [
+        ("17_2019-01-05", "17", "glioma", "2019-01-05"),
+        ("17_2020-02-03", "17", "glioma", "2020-02-03"),
+        ("18_2019-01-05", "18", "metastasis", "2019-01-05"),
+    ]
+    np.testing.assert_array_equal(
+        sitk.GetArrayFromImage(read(raw, "imagesTr/18_2019-01-05_0001.nii.gz")), volume_array(31)
+    )
+
+
+@pytest.mark.parametrize("rows", ["A,glioma\nB,met\n", ""])
+def test_table_that_fits_no_folder_is_refused(source, raw, rows):
+    (source / "cases.csv").write_text("patient,class\n" + rows)
+    with pytest.raises(SourceError, match="the table fits no folder: it names (A, B|nothing), .* with --case-column"):
+        convert(request(source, raw), **OPTIONS)
+    assert not raw.exists()
+
+
+def test_volumes_and_series_that_no_pattern_fits_are_named(source, raw):
+    write_dicom_series(source / "P3" / "T2", volume_array(22), "3")
+    (source / "P5").symlink_to(source / "gone")
+    (source / "P2" / "label").write_bytes((source / "P2" / "T1C_SEG.nrrd").read_bytes())
+    result = convert(request(source, raw), **OPTIONS)
+    assert [text.removeprefix(f"{source}/").partition(";")[0] for text in result.unused] == [
+        "P2/label: an image that was not used",
+        "P3/T2: 8 DICOM file(s) that were not used",
+        "P5: a broken link that was not used",
+    ]
+    assert "Not used, although images: 3: " in result.table
+
+
 def test_without_a_table_there_are_no_classes(source, raw):
     shutil.rmtree(source / "P4")
     result = convert(request(source, raw), channel=CHANNELS, mask="*seg*")
@@ -209,9 +358,22 @@ def test_faulty_table_is_refused(source, raw, text, words):
     assert str(source / "cases.csv") in str(caught.value)
 
 
-def test_table_that_is_not_utf8_or_not_there(source, raw):
-    (source / "cases.csv").write_bytes("patient,class\nP2,Hirn\xe4\n".encode("latin-1"))
-    with pytest.raises(SourceError, match="cases.csv: not readable as a table .*'utf-8' codec"):
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8-sig"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_tables_as_spreadsheets_save_them(source, raw, encoding, separator, caplog):
+    (source / "P4").rename(source / "Müller")
+    rows = [("patient", "class"), ("P 1", "Glioma"), ("Müller", "Meningioma")]
+    (source / "cases.csv").write_bytes("\r\n".join(map(separator.join, rows)).encode(encoding))
+    sources = find_cases(source, {"T1ce": "*t1c*"}, "*seg*", None, diagnoses(source))[0]
+    assert {case.case.patient: case.case.tumour_class for case in sources} == {
+        "P 1": "glioma", "P2": "", "P3": "", "Müller": "meningioma",
+    }  # fmt: skip
+    assert ("read as Windows-1252" in caplog.text) == (encoding == "cp1252")
+
+
+def test_table_in_no_known_encoding_or_not_there(source, raw):
+    (source / "cases.csv").write_bytes(b"patient,class\nP2,Hirn\x81\n")
+    with pytest.raises(SourceError, match="cases.csv: not readable as a table"):
         convert(request(source, raw), **OPTIONS)
     (source / "cases.csv").unlink()
     with pytest.raises(FileNotFoundError, match="no such table"):
@@ -259,6 +421,77 @@ def test_two_folders_of_one_case_name_are_refused(source, raw):
     shutil.copytree(source / "P 1", source / "P+1")
     with pytest.raises(SourceError, match="case would be named P_1, as that of another folder; rename it"):
         convert(request(source, raw), **OPTIONS)
+
+
+def new_patients(source):
+    (source / "cases.csv").unlink()
+    for path in source.rglob("*.*"):
+        if "seg" in path.name.lower():
+            path.unlink()
+
+
+def test_new_patients_become_a_folder_to_predict(source, raw, monkeypatch, capsys):
+    new_patients(source)
+    monkeypatch.setenv("nnUNet_raw", str(raw))
+    (raw / "Dataset530_Training").mkdir(parents=True)
+    content = {"channel_names": {"0": "FLAIR", "1": "T1ce"}, "labels": {"background": 0, "tumour": 1}}
+    content |= {"numTraining": 3, "file_ending": ".nii.gz"}
+    (raw / "Dataset530_Training" / "dataset.json").write_text(json.dumps(content))
+    channels = [word for channel in CHANNELS for word in ("--channel", channel)]
+    common = ["folder", str(source), "-d", "613", "--name", "Hospital", "-np", "1", *channels]
+    assert main([*common, "--for-prediction", "530"]) == 0
+    assert f"braintum_predict -i {raw / NAME / 'imagesTs'} -o OUTPUT" in capsys.readouterr().out
+    names = [f"{case}_{channel:04d}.nii.gz" for case in ("P2", "P3", "P4", "P_1") for channel in (0, 1)]
+    assert sorted(path.name for path in (raw / NAME / "imagesTs").iterdir()) == names
+    assert sorted(path.name for path in (raw / NAME).iterdir()) == [
+        "cases.csv", "dataset.json", "imagesTs", "labelsTs", "provenance.json",
+    ]  # fmt: skip
+    # in the order of the data set that the model was trained on
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read(raw, "imagesTs/P3_0000.nii.gz")), volume_array(21))
+    assert dataset_json(raw)["channel_names"] == {"0": "FLAIR", "1": "T1ce"}
+    assert {case.split for case in read_cases(raw / NAME / "cases.csv").values()} == {"test"}
+    assert main([*common, "--for-prediction", "531", "--overwrite"]) == 1
+    assert "no data set 531 there" in capsys.readouterr().err
+    assert main([*common, "--channel", "T2=*t2*", "--for-prediction", "530", "--overwrite"]) == 1
+    assert "has the channels FLAIR, T1ce, but --channel names T1ce, FLAIR, T2; name the same" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("slices", [None, 2])
+def test_a_single_patient_with_a_mask_is_predicted_too(source, raw, slices):
+    for name in ("P2", "P3", "P4"):
+        shutil.rmtree(source / name)
+    result = convert(request(source, raw), **OPTIONS, for_prediction=0, representative_slices=slices)
+    assert (result.n_cases, result.unused) == (slices or 1, ())
+    assert "No classes" not in result.table
+    assert len(list((raw / NAME / "labelsTs").iterdir())) == result.n_cases
+    assert not (raw / NAME / "splits_final.json").exists()
+
+
+def test_mixed_planes_are_told_with_the_remedy(source, raw):
+    for path in (source / "P2").rglob("*.nrrd"):
+        image = sitk.ReadImage(str(path))
+        sitk.WriteImage(as_image(sitk.GetArrayFromImage(image), spacing=(2.5, 0.9, 1.1)), str(path))
+    result = convert(request(source, raw, dry_run=True), **OPTIONS, representative_slices=2)
+    assert (
+        "Slices in several planes: axial (6), sagittal (2): a 2-D network learns them as one; --plane" in result.table
+    )
+    result = convert(request(source, raw, dry_run=True), **OPTIONS, representative_slices=2, plane="axial")
+    assert "several planes" not in result.table
+    assert "several planes" not in convert(request(source, raw, dry_run=True), **OPTIONS).table
+
+
+@pytest.mark.parametrize(("plane", "axis"), [("axial", 2), ("coronal", 1), ("sagittal", 0)])
+def test_number_and_position_of_a_slice_are_recorded(source, raw, plane, axis):
+    convert(request(source, raw), **OPTIONS, representative_slices=2, plane=plane)
+    cases = [case for case in read_cases(raw / NAME / "cases.csv").values() if case.patient == "P2"]
+    volume = sitk.DICOMOrient(sitk.ReadImage(str(source / "P2" / "ax_T1C.nrrd")), "LPS")
+    normal = np.array(volume.GetDirection()).reshape(3, 3)[:, axis]
+    for case in cases:
+        assert case.case == f"P2_{int(case.slice):03d}"
+        index = [0, 0, 0]
+        index[axis] = int(case.slice)
+        expected = normal @ volume.TransformIndexToPhysicalPoint(index)
+        assert float(case.position) == pytest.approx(expected, abs=1e-3)
 
 
 def test_representative_slices(source, raw):
@@ -354,6 +587,15 @@ def test_volume_of_several_components_or_dimensions_is_refused(tmp_path):
     sitk.WriteImage(time_points, str(tmp_path / "four.nii.gz"))
     with pytest.raises(VolumeError, match="has 4 dimensions"):
         read_volume(tmp_path / "four.nii.gz")
+    with pytest.raises(VolumeError, match="four.nii.gz: has 4 dimensions; a volume has 3"):
+        check_images([str(tmp_path / "four.nii.gz")])
+
+
+def test_spacing_in_metres_is_refused(tmp_path):
+    path = write_volume_file(tmp_path / "t1.nii.gz", volume_array(1), spacing=(0.001, 0.001, 0.005))
+    for read_file in (read_volume, lambda path: check_images([str(path)])):
+        with pytest.raises(VolumeError, match=r"t1.nii.gz: a spacing of 0.001 mm cannot be \(metres, not mm\?\)"):
+            read_file(path)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

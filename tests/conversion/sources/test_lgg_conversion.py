@@ -216,7 +216,15 @@ def test_all_problems_are_listed_at_once(source, raw):
 
 def test_second_copy_in_the_download_is_ignored(source, raw):
     shutil.copytree(source / "kaggle_3m", source / "lgg-mri-segmentation" / "kaggle_3m")
-    assert convert(request(source, raw)).n_cases == 4
+    result = convert(request(source, raw))
+    assert (result.n_cases, result.unused) == (4, ())
+
+
+def test_table_that_fits_no_patient_is_refused(source, raw):
+    table = source / "kaggle_3m" / "data.csv"
+    table.write_text(table.read_text().replace("TCGA_", "TCIA_"))
+    with pytest.raises(SourceError, match="data.csv: none of its rows fits a patient"):
+        convert(request(source, raw))
 
 
 def test_no_patients(tmp_path, raw):

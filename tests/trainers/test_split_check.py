@@ -1,0 +1,75 @@
+"""Splits are checked when training starts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_training import TinyDataset, write_preprocessed
+
+from braintum.conversion.format.cases import Case, write_cases
+
+NAMES = [f"case_{number}" for number in range(8)]
+
+
+@pytest.fixture
+def dataset(nnunet_folders: Any) -> TinyDataset:
+    return write_preprocessed(nnunet_folders.preprocessed, "2d")
+
+
+def split(nnunet_folders: Any, dataset: Any, splits: Any, cases: list[Case] | None = None, fold: int = 0) -> Any:
+    """What a trainer that learns no classes trains on."""
+    folder = nnunet_folders.preprocessed / "Dataset007_Tiny"
+    file = folder / "splits_final.json"
+    file.unlink()
+    if splits is not None:
+        file.write_text(json.dumps(splits), encoding="utf-8")
+    if cases is not None:
+        write_cases(folder / "cases.csv", cases)
+    return dataset.trainer("nnUNetTrainerMultiTask", fold).do_split()
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ([{"train": [*NAMES[4:], "case_9"], "val": NAMES[:4]}], r"fold 0 names 1 case\(s\).*preprocessed.*: case_9; "),
+        ([{"train": NAMES[4:], "val": [*NAMES[:4], 7]}], r"names 1 case\(s\).*: 7; "),
+        (
+            [{"train": [f"{name}_0000" for name in NAMES[4:]], "val": NAMES[:4]}],
+            "names files, not cases: case_4_0000, case_5_0000.*such as case_4$",
+        ),
+        ([{"train": NAMES[4:], "val": ["case_0.nii.gz"]}], "names files, not cases: case_0.nii.gz.*such as case_0$"),
+        ([{"train": NAMES, "val": []}], '"val" names no case'),
+        ([{"train": NAMES[3:], "val": NAMES[:4]}], "1 patient.*patient P3: train case_3, val case_3.*allow_leaks=1"),
+        ({"train": NAMES[4:], "val": NAMES[:4]}, "has to be a list of objects"),
+        ([NAMES], "has to be a list of objects"),
+    ],
+)
+def test_split_that_does_not_fit_is_refused(dataset: Any, nnunet_folders: Any, splits: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"splits_final.json.*{message}"):
+        split(nnunet_folders, dataset, splits)
+
+
+@pytest.mark.parametrize("tie", ["patient", "group"])
+def test_leak_needs_a_word(dataset: Any, nnunet_folders: Any, monkeypatch: pytest.MonkeyPatch, tie: str) -> None:
+    cases = [Case(name, "glioma", **{tie: "A" if name in ("case_1", "case_6") else ""}) for name in NAMES]
+    splits = [{"train": NAMES[4:], "val": NAMES[:4]}]
+    with pytest.raises(ValueError, match=r"splits_final.json, fold 0: 1 .*train case_6, val case_1\. .*allow_leaks=1"):
+        split(nnunet_folders, dataset, splits, cases)
+    monkeypatch.setenv("braintum_allow_leaks", "1")
+    assert split(nnunet_folders, dataset, splits, cases) == (NAMES[4:], NAMES[:4])
+
+
+def test_fold_that_is_not_there_is_drawn_by_case(dataset: Any, nnunet_folders: Any) -> None:
+    cases = [Case(name, "glioma", f"P{number // 4}") for number, name in enumerate(NAMES)]
+    with pytest.raises(ValueError, match=r"fold 3 \(not among its 1: drawn at random, by case\): . patient"):
+        split(nnunet_folders, dataset, [{"train": NAMES[4:], "val": NAMES[:4]}], cases, fold=3)
+
+
+def test_splits_that_training_makes_are_by_patient(dataset: Any, nnunet_folders: Any) -> None:
+    cases = [Case(name, "glioma", f"P{number % 4}") for number, name in enumerate(NAMES)]
+    training, validation = split(nnunet_folders, dataset, None, cases)
+    assert sorted([*training, *validation]) == NAMES
+    assert {int(name[-1]) % 4 for name in training}.isdisjoint({int(name[-1]) % 4 for name in validation})
+    written = json.loads(Path(nnunet_folders.preprocessed, "Dataset007_Tiny", "splits_final.json").read_text())
+    assert len(written) == 4 and written[0] == {"train": training, "val": validation}
