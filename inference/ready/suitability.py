@@ -41,7 +41,7 @@ class Suitability:
     quantile: float
 
     @classmethod
-    def fit(cls, features: np.ndarray, held_out: np.ndarray | None = None, quantile: float = 0.995) -> "Suitability":
+    def fit(cls, features: np.ndarray, held_out: np.ndarray | None = None, quantile: float = 0.999) -> "Suitability":
         """Fit to features of suitable images.
 
         Args:
