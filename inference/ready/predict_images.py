@@ -191,5 +191,5 @@ def summary(result: dict[str, Any]) -> str:
     size, unit = result["tumour_volume"], result["volume_unit"]
     if unit == "mm3":
         size, unit = size / _MM3_IN_ML, "ml"
-    amount = f"{size:.1f} {unit}" if size else "no tumour outlined"
+    amount = f"{size:.{1 if unit == 'ml' else 0}f} {unit}" if size else "no tumour outlined"
     return f"{result['case']}: {what}, {amount}{'  (!)' if result['warnings'] else ''}"
