@@ -460,7 +460,7 @@ def spacing_text(spacing: Sequence[float]) -> str:
     return " ".join(f"{value:.6g}" for value in spacing)
 
 
-def _unreadable(path: str | Path, error: RuntimeError) -> str:
+def _unreadable(path: str | Volume, error: RuntimeError) -> str:
     if "orthonormal" in str(error):  # ITK does not read such headers at all
         return f"{path}: {_SHEARED}"
     return f"{path}: not readable ({_last_line(error)}); copy or export it again"
