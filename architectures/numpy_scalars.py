@@ -1,6 +1,5 @@
 """numpy's scalars in the logs of stock checkpoints, for torch's weights-only loader."""
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ _CONSTRUCTORS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"
 _NUMBERS = np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"
 
 
-def numpy_scalars_allowed() -> AbstractContextManager[None]:
+def numpy_scalars_allowed() -> Any:
     """Within it, ``torch.load(weights_only=True)`` restores numpy's numbers too, which cannot run code."""
     constructor = np.float64(0).__reduce__()[0]
     allowed: list[Any] = [(constructor, name) for name in _CONSTRUCTORS]

@@ -122,12 +122,12 @@ def predict(argv: list[str] | None = None) -> int:
     check_output(Path(args.o), Path(args.i))
     if not has_own_model:
         return _predict_with_ready_model(args)
-    check_folder(Path(args.i))
     if not 0 <= args.part_id < args.num_parts:
         raise ValueError(f"-part_id counts from 0 to num_parts - 1 = {args.num_parts - 1}, got {args.part_id}")
     if args.class_model is None and (args.class_folds is not None or args.class_checkpoint is not None):
         raise ValueError("--class-folds and --class-checkpoint choose within a class model; name it with --class-model")
     check_onnx(args)
+    check_folder(Path(args.i))
     folder = model_folder(args)
     check_input(Path(args.i), folder)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")

@@ -6,6 +6,7 @@ from datetime import date
 
 _YEAR_FIRST = re.compile(r"(?<!\d)(?P<year>(?:19|20)\d\d)(?P<by>[-_./]?)(?P<month>\d\d?)(?P=by)(?P<day>\d\d?)(?!\d)")
 _DAY_FIRST = re.compile(r"(?<!\d)(?P<day>\d\d?)\.(?P<month>\d\d?)\.(?P<year>(?:19|20)\d\d)(?!\d)")
+_SHORT_YEAR = re.compile(r"\d\d?([/.-])\d\d?\1\d\d")
 _SLASHES = re.compile(r"(\d\d?)/(\d\d?)/((?:19|20)\d\d)")
 
 
@@ -29,8 +30,10 @@ def read_date(text: str) -> str:
     """Returns a table's date as YYYY-MM-DD; other texts, such as `baseline`, as they are.
 
     Raises:
-        ValueError: it is not clear which of its numbers is the month.
+        ValueError: it is not clear which of its numbers is the month, or the year.
     """
+    if _SHORT_YEAR.fullmatch(text):
+        raise ValueError(f"{text!r} has a year of two digits")
     slashes = _SLASHES.fullmatch(text)
     if slashes is None:
         return iso_date(text) or text

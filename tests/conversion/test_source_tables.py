@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from braintum.conversion.building.inspection import SourceError
-from braintum.conversion.building.source_tables import read_diagnoses, read_rows
+from braintum.conversion.building.source_tables import Diagnosis, read_diagnoses, read_rows
 
 
 def test_excel_is_read_as_csv_is(tmp_path: Path) -> None:
@@ -29,10 +29,10 @@ def test_excel_is_read_as_csv_is(tmp_path: Path) -> None:
         (3, {"patient": "Müller", "class": "", "date": "2021-02-03T04:05:00", "age": "0.5"}),
         (4, {"patient": "17", "class": "MET", "date": "", "age": ""}),
     ]
-    assert read_diagnoses(file, "patient", "class", "patient") == {
-        "P 1": ("P 1", "glioma"),
-        "Müller": ("Müller", ""),
-        "17": ("17", "metastasis"),
+    assert read_diagnoses(file, "patient", "class", "patient").rows == {
+        "P 1": [Diagnosis("P 1", "glioma")],
+        "Müller": [Diagnosis("Müller", "")],
+        "17": [Diagnosis("17", "metastasis")],
     }
 
 

@@ -246,6 +246,10 @@ def test_wrong_models_on_the_command_line(pair: tuple[Path, Path], tmp_path: Pat
     dataset_file = pair[1] / "dataset.json"
     dataset_json = json.loads(dataset_file.read_text())
     dataset_file.write_text(json.dumps({**dataset_json, "channel_names": {"0": "FLAIR"}}))
+    for checkpoint_file in pair[1].glob("fold_*/checkpoint_best.pth"):
+        checkpoint = torch.load(checkpoint_file, weights_only=False)
+        checkpoint["init_args"]["dataset_json"]["channel_names"] = {"0": "FLAIR"}
+        torch.save(checkpoint, checkpoint_file)
     with pytest.raises(ValueError, match=r"nnUNetTrainer__\S* and the class model \S*ClassifierUNet__.*FLAIR"):
         predict("-m", segmentation, "--class-model", classes, "--class-checkpoint", "checkpoint_best.pth")
     with pytest.raises(ValueError, match="nnUNetTrainer predicts no classes on its own"):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from braintum.conversion.format.cases import Case, ClassSchema, read_dates, write_cases
+from braintum.conversion.format.dates import latest_date
 from braintum.inference.results.patients import patient_results, read_patients, write_patients_csv
 from braintum.trainers.classes.class_supervision import ClassLabels
 from braintum.trainers.classes.validation_results import write_validation_results
@@ -99,9 +100,25 @@ def test_dates_of_a_table(tmp_path: Path) -> None:
     assert read_patients(file, "abcd") == {name: name for name in "abcd"}
     file.write_text("case,class\na,\n")
     assert read_dates(file) == {}
-    file.write_text("case,class,date\na,,2/3/21\n")
-    with pytest.raises(ValueError, match=r"cases.csv, line 2: date '2/3/21'; write it as YYYY-MM-DD"):
-        read_dates(file)
+    for text, fault in (("2/3/21", "has a year of two digits"), ("2/3/2021", "may be 2021-02-03 or 2021-03-02")):
+        file.write_text(f"case,class,date\na,,{text}\n")
+        with pytest.raises(ValueError, match=f"cases.csv: '{text}' {fault}; write dates as YYYY-MM-DD"):
+            read_dates(file)
+
+
+@pytest.mark.parametrize(
+    ("dates", "expected"),
+    [
+        (["2021-02-03", "2020-12-31", ""], "2021-02-03"),
+        (["9", "12", "0"], "12"),
+        (["baseline", "baseline"], "baseline"),
+        (["baseline", "follow-up"], None),
+        (["", ""], ""),
+        ([], ""),
+    ],
+)
+def test_latest_date(dates: list[str], expected: str | None) -> None:
+    assert latest_date(dates) == expected
 
 
 def test_results_without_evidence_are_refused() -> None:
