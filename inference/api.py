@@ -19,6 +19,7 @@ from braintum.commands.model_arguments import DEFAULT_CHECKPOINT
 from braintum.conversion.format.calibration import Calibration
 from braintum.inference import explain_folder as explanation
 from braintum.inference import predict_folder as folders
+from braintum.inference.export.sessions import Engine
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
 from braintum.inference.predict_case import Image, Prediction, one_case, predict_case
 from braintum.inference.prediction.aggregation_modes import AggregationMode
@@ -45,7 +46,7 @@ def load_predictor(
     step_size: float = 0.5,
     mirroring: bool = True,
     classes: bool = True,
-    onnx: bool = False,
+    onnx: bool | Engine = False,
     trust_checkpoint: bool = False,
     verbose: bool = False,
 ) -> SegmentationPredictor:
@@ -64,7 +65,7 @@ def load_predictor(
         step_size: of the sliding window, as a share of the patch.
         mirroring: average over mirrored images: slower, a little more accurate.
         classes: False for the masks of any model of nnU-Net, whose classes another model predicts.
-        onnx: what ``braintum_export`` exported, by onnxruntime on the CPU.
+        onnx: run what ``braintum_export`` exported, on the CPU: by ``"onnxruntime"`` (or True) or ``"openvino"``.
         trust_checkpoint: load checkpoints that run code; know who made them.
         verbose: let nnU-Net say what it does.
 
@@ -87,6 +88,8 @@ def load_predictor(
             verbose=verbose,
             allow_tqdm=False,  # nnU-Net shows a bar a case; ours counts cases
         )
+    if isinstance(onnx, str):
+        predictor.engine = onnx
     predictor.initialize_from_trained_model_folder(os.fspath(model), folds, checkpoint, trust_checkpoint)
     return predictor
 
