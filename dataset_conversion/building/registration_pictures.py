@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from braintum.conversion.files.atomic import atomic_path
 from braintum.conversion.files.resampling import ResampledCase, extent_of
@@ -47,10 +47,12 @@ def write_registration_picture(case: ResampledCase, path: Path) -> None:
 
 
 def _block(text: str, rows: Sequence[Image.Image]) -> Image.Image:
-    block = Image.new("RGB", (max(row.width for row in rows), sum(_LINE + row.height + _GAP for row in rows)))
+    font = ImageFont.load_default()
+    width = max(round(font.getlength(f"before: {text}")) + _GAP, *(row.width for row in rows))
+    block = Image.new("RGB", (width, sum(_LINE + row.height + _GAP for row in rows)))
     draw, top = ImageDraw.Draw(block), 0
     for row, when in zip(rows, ("before", "after"), strict=True):
-        draw.text((2, top + 1), f"{when}: {text}", fill=(255, 255, 255))
+        draw.text((2, top + 1), f"{when}: {text}", fill=(255, 255, 255), font=font)
         block.paste(row, (0, top + _LINE))
         top += _LINE + row.height + _GAP
     return block

@@ -206,7 +206,7 @@ def share_covered(image: sitk.Image, reference: sitk.Image, move: Rigid, path: V
     """
     inside = sitk.Image(image.GetSize(), sitk.sitkUInt8) + 1
     inside.CopyInformation(image)
-    share = float(sitk.GetArrayViewFromImage(resample(inside, reference, move, is_mask=True)).mean())
+    share = float(sitk.GetArrayFromImage(resample(inside, reference, move, is_mask=True)).mean())
     if share == 0:
         raise VolumeError(
             f"{path}: its field of view and that of {target} do not overlap: it is of another part of the body, of "
@@ -228,8 +228,8 @@ def registered(image: sitk.Image, reference: sitk.Image, path: Volume, target: V
     start.SetCenter(reference.TransformContinuousIndexToPhysicalPoint(size))
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
-    method.SetMetricSamplingStrategy(method.REGULAR)  # a random choice would not be the same again
-    method.SetMetricSamplingPercentage(0.25)
+    method.SetMetricSamplingStrategy(method.REGULAR)
+    method.SetMetricSamplingPercentage(0.25, seed=1)  # the points are shifted at random within their voxels
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=2.0, minStep=1e-3, numberOfIterations=200, relaxationFactor=0.6, gradientMagnitudeTolerance=1e-6

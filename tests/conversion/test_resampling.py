@@ -157,7 +157,9 @@ def test_what_does_not_overlap_is_refused(tmp_path: Path) -> None:
 def test_a_mask_that_vanishes_between_voxels_is_refused(tmp_path: Path) -> None:
     write_case(tmp_path / "case", GRIDS["finer"], None)
     mask = np.zeros(GRIDS["finer"].GetSize()[::-1], np.uint8)
-    mask[30, 30, 30] = 1
+    nearest = np.rint(index_of(points_of(REFERENCE), GRIDS["finer"])).astype(int).reshape(-1, 3).tolist()
+    x = next(x for x in range(20, 40) if [x, 30, 30] not in nearest)
+    mask[30, 30, x] = 1
     sitk.WriteImage(filled(GRIDS["finer"], mask), str(tmp_path / "case" / "seg.nii.gz"))
     files = [tmp_path / "case" / f"{channel}.nii.gz" for channel in ("t1c", "flair")]
     options = (tmp_path / "case" / "seg.nii.gz", lambda array, _: array)

@@ -38,7 +38,12 @@ def model(nnunet_folders: Any) -> Path:
     configuration = plans["configurations"]["3d_fullres"]
     configuration |= {"normalization_schemes": ["ZScoreNormalization"] * 2, "use_mask_for_norm": [False] * 2}
     content = {**dataset.dataset_json, "channel_names": {"0": "T1", "1": "FLAIR"}}
-    return save_model(TinyDataset(plans, content, "3d_fullres"), "nnUNetTrainerMultiTask", (0,), "checkpoint_final.pth")
+    tiny = TinyDataset(plans, content, "3d_fullres")
+    folder = save_model(tiny, "nnUNetTrainerMultiTask", (0,), "checkpoint_final.pth")
+    saved = json.loads((folder / "plans.json").read_text())
+    saved["foreground_intensity_properties_per_channel"] = {"0": {}, "1": {}}
+    (folder / "plans.json").write_text(json.dumps(saved))
+    return folder
 
 
 def write(folder: Path, case: str, *channels: sitk.Image) -> list[str]:
@@ -68,7 +73,7 @@ def test_files_on_different_grids(model: Path, tmp_path: Path, capsys: pytest.Ca
         target = tmp_path / channel
         assert predict_command([*command, "-o", str(target), "--resample-to", channel]) == 3
         assert "far" in (message := capsys.readouterr().err) and "do not overlap" in message
-        assert list(json.loads((target / "left_out.json").read_text())) == ["far"]
+        assert list(json.loads((target / "left_out.json").read_text())) == ["far"], message
         mask = sitk.ReadImage(str(target / "a.nii.gz"))
         assert not geometry_differences(reference, mask)
         expected = bt.predict(write(tmp_path / f"by hand {channel}", "a", *by_hand[channel]), model, exact=True)
