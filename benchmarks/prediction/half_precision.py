@@ -2,13 +2,15 @@ r"""How far braintum_predict is from nnU-Net's prediction, and what of that come
 
     python benchmarks/prediction/half_precision.py -m MODEL_FOLDER -i IMAGES [-f 0] [-n 20] [--untrained] \
         [--patch 96 96]
-    python benchmarks/prediction/half_precision.py --untrained-3d
+    python benchmarks/prediction/half_precision.py --untrained-3d [--disable_tta]
+    python benchmarks/prediction/half_precision.py --windows
 
 Preprocessed images are predicted three times: by nnU-Net's code, by the same code with float32 in place of torch.half,
 and in bulk. Printed is, at the network's spacing, in how many voxels the masks differ and by how much the largest
 probability, each pair against each other; and how many of the differing voxels lie where the sum of the windows'
 Gaussian weights is below 2^-14, the smallest normal number of float16. --untrained draws the weights anew; --patch cuts
-a model's windows smaller, so that several meet in an image.
+a model's windows smaller, so that several meet in an image. --windows needs no model: it rounds logits between -1 and 1
+of single windows as nnU-Net does.
 """
 
 import argparse
@@ -40,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--untrained", action="store_true", help="draw the weights anew")
     parser.add_argument("--patch", type=int, nargs="+", help="patch size; default: the plan's")
     parser.add_argument("--untrained-3d", action="store_true", help="a 3-D model and a volume of noise with a block")
+    parser.add_argument("--windows", action="store_true", help="rounding of single windows, without a model")
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring: takes a fourth or eighth of the time")
     return parser
 
@@ -47,6 +50,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = build_parser().parse_args()
     torch.set_num_threads(1)
+    if args.windows:
+        for patch in ((192, 192), (512, 512), (64, 64, 64), (128, 128, 128)):
+            print(rounding_of_a_window(patch))
+        return
     with tempfile.TemporaryDirectory() as folder:
         if args.untrained_3d:
             args.m, args.patch, args.f = make_model(Path(folder), 4), args.patch or [64, 64, 64], ["0"]
@@ -62,6 +69,18 @@ def main() -> None:
             predictor.configuration_manager.configuration["patch_size"] = args.patch
         images = blocks() if args.untrained_3d else files(args, predictor)
         report(predictor, images)
+
+
+def rounding_of_a_window(patch: tuple[int, ...]) -> str:
+    """What nnU-Net's sums make of logits where one window covers the image."""
+    weights = compute_gaussian(patch, 1 / 8, 10, device=torch.device("cpu"))
+    logits = torch.empty(patch).uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
+    error = ((logits * weights).half() / weights).float().sub(logits).abs()
+    tiny = weights < SMALLEST_NORMAL
+    return (
+        f"window {patch}: {100 * tiny.float().mean():.1f} % of the voxels have a weight below 2^-14; logits change "
+        f"there by {error[tiny].max():.2g} at most, elsewhere by {error[~tiny].max():.2g}"
+    )
 
 
 def files(args: argparse.Namespace, predictor: JointPredictor) -> Iterator[np.ndarray]:

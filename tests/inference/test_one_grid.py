@@ -65,6 +65,7 @@ def test_files_on_different_grids(model: Path, tmp_path: Path, capsys: pytest.Ca
     assert "a_0001.nii.gz: not on the grid of" in message and "--resample-to CHANNEL" in message
     assert not list(out.glob("*.nii.gz"))
 
+    predictor = bt.load_predictor(model, device="cpu")
     by_hand = {
         "T1": [T1, sitk.Resample(FLAIR, T1, sitk.Transform(), sitk.sitkLinear, 0.0)],
         "FLAIR": [sitk.Resample(T1, FLAIR, sitk.Transform(), sitk.sitkLinear, 0.0), FLAIR],
@@ -76,10 +77,10 @@ def test_files_on_different_grids(model: Path, tmp_path: Path, capsys: pytest.Ca
         assert list(json.loads((target / "left_out.json").read_text())) == ["far"], message
         mask = sitk.ReadImage(str(target / "a.nii.gz"))
         assert not geometry_differences(reference, mask)
-        expected = bt.predict(write(tmp_path / f"by hand {channel}", "a", *by_hand[channel]), model, exact=True)
+        expected = bt.predict(write(tmp_path / f"by hand {channel}", "a", *by_hand[channel]), predictor, exact=True)
         array = sitk.GetArrayFromImage(mask)
         assert array.any() and (array != expected.mask).mean() < 0.002  # float32 written and read again
-        found = bt.predict(files, model, exact=True, resample_to=channel)
+        found = bt.predict(files, predictor, exact=True, resample_to=channel)
         np.testing.assert_array_equal(found.mask, array)
         with open(target / "classes.csv", newline="") as stream:
             (row,) = csv.DictReader(stream)
