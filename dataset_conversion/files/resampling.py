@@ -113,9 +113,9 @@ def read_resampled(
     reference, target_name = volumes[target], resampling.names[resampling.reference]
     if resampling.register and not resampling.rigid:
         pairs = zip(channels, images, strict=True)
-        rigid = tuple(() if path == target else registered(image, reference, path, target) for path, image in pairs)
-        resampling = replace(resampling, rigid=rigid)
-    rigid = resampling.rigid or ((),) * len(images)
+        found = tuple(() if path == target else registered(image, reference, path, target) for path, image in pairs)
+        resampling = replace(resampling, rigid=found)
+    rigid: tuple[Rigid, ...] = resampling.rigid or ((),) * len(images)
     remarks: list[str] = []
     changed, resampled, before = [], [], []
     for name, path, image, move in zip(resampling.names, channels, images, rigid, strict=True):

@@ -92,14 +92,14 @@ def export_model(
     first = checkpoints[chosen[0]]
     configuration = first["init_args"]["configuration"]
     place = f"{plans.plans['dataset_name']}/{first['trainer_name']}__{plans.plans['plans_name']}__{configuration}"
-    with atomic_path(archive) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as content:
+    with atomic_path(archive) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, text in texts.items():
-            content.writestr(f"{place}/{name}", json.dumps(text, indent=4))
+            packed.writestr(f"{place}/{name}", json.dumps(text, indent=4))
         for fold, weights in checkpoints.items():
             with tempfile.TemporaryDirectory(prefix=".exporting-", dir=archive.absolute().parent) as temporary:
                 torch.save(weights, file := Path(temporary, "checkpoint_final.pth"))
-                content.write(file, f"{place}/fold_{fold}/{file.name}")
-        return content.namelist()
+                packed.write(file, f"{place}/fold_{fold}/{file.name}")
+        return packed.namelist()
 
 
 def names_of_training(folders: Iterable[Path]) -> set[str]:

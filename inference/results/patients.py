@@ -142,12 +142,14 @@ def time_points(
             found[patient_of_case[result["case"]]][date].append(result)
     rows = []
     for patient in sorted(found):
-        ordered, earlier = in_order(found[patient]), None
+        ordered = in_order(found[patient])
+        earlier: float | None = None
         for date in ordered or sorted(found[patient]):
             volume, unit = _volume(found[patient][date])
             if volume is not None and unit == "mm3":
                 volume, unit = volume / 1000, "ml"
-            change = None if ordered is None or unit != "ml" or earlier is None else volume - earlier
+            is_compared = ordered is not None and unit == "ml"
+            change = volume - earlier if is_compared and volume is not None and earlier is not None else None
             percent = 100 * change / earlier if change is not None and earlier else None
             values = (patient, date, len(found[patient][date]), volume, unit, change, percent)
             rows.append(dict(zip(TIME_POINT_COLUMNS, values, strict=True)))
