@@ -106,6 +106,7 @@ def predict(
     aggregation: AggregationMode = "weighted",
     exact: bool = False,
     precision: Precision = "float32",
+    resample_to: str | None = None,
 ) -> Prediction:
     """Predict mask and class of one case: what ``braintum_predict`` writes of it, in memory.
 
@@ -130,6 +131,8 @@ def predict(
         aggregation: of class evidence over windows: ``weighted``, ``mean`` or ``max``.
         exact: nnU-Net's order of computation, whose masks are nnU-Net's; slower.
         precision: of the network on CPUs, as ``-precision``.
+        resample_to: name of the channel on whose grid the files of a case are brought, by their headers, and its mask
+            lies; None: they have to lie on one grid.
 
     Raises:
         InputError: the image cannot be read, is not what the model takes, or lacks its spacing.
@@ -149,6 +152,7 @@ def predict(
         exact,
         precision,
         _calibration(class_predictor or predictor, aggregation) if calibrated else None,
+        resample_to,
     )
 
 
@@ -169,6 +173,8 @@ def predict_folder(
     cases: FilePath | None = None,
     exact: bool = False,
     precision: Precision = "float32",
+    not_needed: Sequence[str] = (),
+    resample_to: str | None = None,
     show_progress: bool = True,
     arguments: dict[str, Any] | None = None,
 ) -> folders.PredictedFolder:
@@ -194,6 +200,8 @@ def predict_folder(
         cases: a ``cases.csv`` with patients, for ``patients.csv``.
         exact: see :func:`predict`.
         precision: see :func:`predict`.
+        not_needed: patterns of other images in that folder, of which nothing is to be said.
+        resample_to: see :func:`predict`.
         show_progress: a bar over the cases.
         arguments: to be recorded in ``predict_from_raw_data_args.json``.
 
@@ -223,6 +231,8 @@ def predict_folder(
         exact=exact,
         precision=precision,
         calibration=_calibration(class_predictor or predictor, aggregation) if calibrated else None,
+        not_needed=not_needed,
+        resample_to=resample_to,
     )
 
 

@@ -13,6 +13,9 @@ from braintum.commands.provenance import without_folders
 from braintum.inference.prediction.aggregation_modes import AGGREGATION_MODES
 from braintum.inference.prediction.input_files import LEFT_OUT_FILE, check_folder, check_input, check_output
 
+MAX_NAMES = 50
+"""Of more cases that were not predicted only the first are printed; `left_out.json` names all."""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line; flags are named as those of nnUNetv2_predict."""
@@ -84,6 +87,19 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="CASES_CSV",
         help="cases.csv with a row a case: also write patients.csv, the cases of each patient together",
     )
+    parser.add_argument(
+        "--not-needed",
+        nargs="+",
+        default=(),
+        metavar="PATTERN",
+        help="other images in INPUT, such as '*_seg.nii.gz' or 'screenshots/*', of which nothing is to be said",
+    )
+    parser.add_argument(
+        "--resample-to",
+        metavar="CHANNEL",
+        help="where the files of a case lie on grids of their own: bring them on that of this channel, by the headers; "
+        "the mask lies on it, too",
+    )
     parser.add_argument("--disable_progress_bar", action="store_true", help="for log files")
     parser.add_argument("--verbose", action="store_true", help="also print what the steps in between report")
     return parser
@@ -125,6 +141,8 @@ def predict(argv: list[str] | None = None) -> int:
         parser.error("the following arguments are required: -i, -o")
     check_output(Path(args.o), Path(args.i))
     if not has_own_model:
+        if args.resample_to is not None:
+            raise ValueError("--resample-to is for models of several channels; ready models take one: leave it away")
         return _predict_with_ready_model(args)
     if not 0 <= args.part_id < args.num_parts:
         raise ValueError(f"-part_id counts from 0 to num_parts - 1 = {args.num_parts - 1}, got {args.part_id}")
@@ -153,7 +171,7 @@ def predict(argv: list[str] | None = None) -> int:
     from braintum.inference.api import load_predictor, predict_folder
     from braintum.inference.models.volume_orientation import orientation_warning
     from braintum.inference.predict_folder import CLASSES_FILE
-    from braintum.inference.results.patients import PATIENTS_FILE
+    from braintum.inference.results.patients import PATIENTS_FILE, TIME_POINTS_FILE
 
     class_model = None
     if args.class_model is not None:
@@ -181,6 +199,8 @@ def predict(argv: list[str] | None = None) -> int:
         cases=args.cases,
         exact=args.exact,
         precision=args.precision,
+        not_needed=args.not_needed,
+        resample_to=args.resample_to,
         show_progress=not args.disable_progress_bar,
         arguments={name: without_folders(x) if isinstance(x, str) else x for name, x in vars(args).items()},
     )
@@ -190,6 +210,8 @@ def predict(argv: list[str] | None = None) -> int:
     )
     if outcome.patients is not None:
         print(f"{outcome.patients} patients listed in {Path(args.o) / PATIENTS_FILE}")
+    if (file := Path(args.o) / TIME_POINTS_FILE).is_file():
+        print(f"volumes over time are in {file}")
     for case, warnings in outcome.warnings.items():
         print(f"warning: {case}: {'; '.join(warnings)}", file=sys.stderr)
     return _exit_code(outcome.failed, Path(args.o))
@@ -197,10 +219,13 @@ def predict(argv: list[str] | None = None) -> int:
 
 def _exit_code(failed: Mapping[str, str], output: Path) -> int:
     """Says what was not predicted."""
-    for name, fault in failed.items():
+    for name, fault in list(failed.items())[:MAX_NAMES]:
         print(f"not predicted: {name}: {fault}", file=sys.stderr)
     if failed:
-        print(f"what was not predicted is listed in {output / LEFT_OUT_FILE}", file=sys.stderr)
+        print(
+            f"{len(failed)} cases or images were not predicted; all are listed in {output / LEFT_OUT_FILE}",
+            file=sys.stderr,
+        )
     return EXIT_SOME_FAILED if failed else 0
 
 
@@ -221,12 +246,20 @@ def _predict_with_ready_model(args: argparse.Namespace) -> int:
     from braintum.inference.ready_models import predict_with_ready_model
 
     model, outcome = predict_with_ready_model(
-        args.i, args.o, args.model, device=args.device, mirroring=not args.disable_tta, precision=args.precision
+        args.i,
+        args.o,
+        args.model,
+        device=args.device,
+        mirroring=not args.disable_tta,
+        precision=args.precision,
+        not_needed=args.not_needed,
     )
     for result in outcome.results:
         print(summary(result))
         for warning in result["warnings"]:
             print(f"  warning: {warning}")
+    if any(result["volume_unit"] == "mm3" for result in outcome.results):
+        print("The model is 2-D: volumes are predicted slice by slice, none sees its neighbours")
     print(
         f"\n{len(outcome.results)} images predicted by {model.name} {model.card['version']}; masks are in {args.o}, "
         f"pictures in {Path(args.o) / OVERLAYS_FOLDER}, a table in {Path(args.o) / CLASSES_FILE}.\n"

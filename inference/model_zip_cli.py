@@ -39,7 +39,7 @@ def install(argv: list[str] | None = None) -> int:
         if names := named_cases(folder):
             print(
                 f"The zip file names {len(names)} cases of its training, such as {names[0]} (validation/summary.json). "
-                "If they are patients, do not pass it on; train on data converted with --pseudonymise.",
+                "If they are patients, do not pass it on; braintum_export_model exports models without names.",
                 file=sys.stderr,
             )
     return 0

@@ -109,6 +109,7 @@ def predict_case(
     exact: bool = True,
     precision: Precision = "auto",
     calibration: Calibration | None = None,
+    resample_to: str | None = None,
 ) -> Prediction:
     """Predict segmentation and class of one case; see :func:`braintum.inference.predict_folder.predict_folder`.
 
@@ -123,12 +124,13 @@ def predict_case(
         exact: nnU-Net's order of computation; else in bulk.
         precision: of the network in bulk.
         calibration: to be applied to the class probabilities.
+        resample_to: name of the channel on whose grid files are brought.
 
     Raises:
         ValueError: the image cannot be read, or is not what the model takes; or the network's answer is NaN.
         NotImplementedError: the model's reader is nnU-Net's NibabelIOWithReorient.
     """
-    class_predictor, models = with_class_predictor(predictor, class_predictor)
+    class_predictor, models = with_class_predictor(predictor, class_predictor, resample_to)
     model, schema = models[0], class_predictor.class_schema
     if issubclass(model.plans_manager.image_reader_writer_class, NibabelIOWithReorient):
         raise NotImplementedError("NibabelIOWithReorient of this model turns images; predict a folder of files")

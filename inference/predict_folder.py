@@ -1,5 +1,6 @@
 """Folder in, folder out: segmentation files as nnU-Net writes them, class results beside them."""
 
+import logging
 import multiprocessing
 import os
 from collections import deque
@@ -30,7 +31,13 @@ from braintum.inference.models.segmentation_predictor import SegmentationPredict
 from braintum.inference.prediction.aggregation_modes import AggregationMode
 from braintum.inference.prediction.case_streams import fault_of_answer, one_thread, predict_stream
 from braintum.inference.prediction.class_evidence import ClassVerdict, aggregate
-from braintum.inference.prediction.input_files import LEFT_OUT_FILE, check_output, find_cases, write_left_out
+from braintum.inference.prediction.input_files import (
+    LEFT_OUT_FILE,
+    check_output,
+    find_cases,
+    unused_input,
+    write_left_out,
+)
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.memory_budget import available_cores
 from braintum.inference.prediction.precision import Precision
@@ -42,7 +49,7 @@ from braintum.inference.prediction.preprocessing import (
 )
 from braintum.inference.prediction.read_ahead import ReadAhead, fault_of
 from braintum.inference.results.calibration import is_calibrated_with, result_of
-from braintum.inference.results.patients import PATIENTS_FILE, merge_patients, read_patients
+from braintum.inference.results.patients import PATIENTS_FILE, TIME_POINTS_FILE, merge_patients, read_patients
 from braintum.inference.results.results import (
     CASE_FILES,
     CLASSES_FILE,
@@ -53,6 +60,8 @@ from braintum.inference.results.results import (
 )
 
 _MOST_READERS = 8
+logger = logging.getLogger(__name__)
+
 _ABANDONED_SECONDS = 3600  # a temporary file that is older belongs to no running process
 
 
@@ -63,7 +72,7 @@ class PredictedFolder:
     Attributes:
         predicted: cases that this run predicted.
         skipped: cases that were there already.
-        failed: case → what is wrong with it.
+        failed: case → what is wrong with it; also images that belong to no case.
         warnings: case → why its result may mean little, of the cases that this run predicted.
         listed: rows of ``classes.csv``, earlier and parallel runs included.
         patients: rows of ``patients.csv``; None if none were asked for.
@@ -110,6 +119,8 @@ def predict_folder(
     exact: bool = True,
     precision: Precision = "auto",
     calibration: Calibration | None = None,
+    not_needed: Sequence[str] = (),
+    resample_to: str | None = None,
 ) -> PredictedFolder:
     """Predict segmentation and class of every case in a folder.
 
@@ -137,6 +148,9 @@ def predict_folder(
         precision: of the network in bulk; see :class:`braintum.inference.prediction.bulk_prediction.BulkPredictor`.
         calibration: of the model that predicts the classes, to be applied to their probabilities; None leaves them.
             Earlier results that were calibrated otherwise do not count as complete.
+        not_needed: patterns of images in the input folder that belong to no case, and of which nothing is to be said.
+        resample_to: name of the channel on whose grid the files of a case are brought, and its mask lies; None: they
+            have to lie on one grid.
 
     Raises:
         FileNotFoundError: see :func:`braintum.inference.prediction.input_files.find_cases` and
@@ -151,7 +165,7 @@ def predict_folder(
         raise ValueError(f"part {part_id} of {num_parts}: parts count from 0 to {num_parts - 1}")
     source, target = Path(input_folder), Path(output_folder)
     check_output(target, source)
-    class_predictor, preprocessing = with_class_predictor(predictor, class_predictor)
+    class_predictor, preprocessing = with_class_predictor(predictor, class_predictor, resample_to)
     schema = class_predictor.class_schema
     model = preprocessing[0]
     ending = model.dataset_json["file_ending"]
@@ -166,6 +180,7 @@ def predict_folder(
         schema=schema,
     )
     cases, failed = find_cases(source, ending, model.num_channels)
+    failed |= unused_input(source, source.glob(f"[!.]*{ending}"), target, not_needed)
     classes_folder = target / CLASSES_FOLDER
     patients, dates = None, {}
     if cases_file is not None:
@@ -196,7 +211,8 @@ def predict_folder(
     for case in todo:  # what an earlier run said of it must not outlive this one
         (classes_folder / f"{case}.json").unlink(missing_ok=True)
     if todo:
-        (target / PATIENTS_FILE).unlink(missing_ok=True)
+        for file in (PATIENTS_FILE, TIME_POINTS_FILE):
+            (target / file).unlink(missing_ok=True)
     others = every_name - {*cases, *failed}
     results = target / CLASSES_FILE
     predicted: list[str] = []
@@ -246,6 +262,7 @@ def _predict_cases(
     files = {case: cases[case] for case in todo}
     reader = ReadAhead(workers, partial(preprocess_for_all, models=preprocessing), files, options.queue_length)
     exports: deque[tuple[str, Future]] = deque()
+    note: str | None = None
 
     def finish_oldest_export() -> tuple[str, str | None]:
         case, export = exports.popleft()
@@ -266,6 +283,8 @@ def _predict_cases(
                 yield finish_oldest_export()
             case = predicted.name
             properties = reader.properties.pop(case)
+            if note is None and (note := preprocessing[0].slicing_note(properties)) is not None:
+                logger.warning("%s", note)
             export = workers.submit(
                 _export, predicted.logits, properties, preprocessing[0], target, case, verdict, options
             )

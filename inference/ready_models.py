@@ -1,7 +1,7 @@
 """Ready models: put to use, and made of trained ones."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ def predict_with_ready_model(
     device: str | None = None,
     mirroring: bool = True,
     precision: Precision = "float32",
+    not_needed: Sequence[str] = (),
 ) -> tuple[ReadyModel, PredictedImages]:
     """Predict a folder of one's own images; see :func:`braintum.inference.ready.predict_images.predict_images`.
 
@@ -37,6 +38,7 @@ def predict_with_ready_model(
         device: such as ``cuda`` or ``cpu``; None for CUDA where there is it.
         mirroring: average over mirrored images.
         precision: of the network on CPUs.
+        not_needed: patterns of images that need not be predicted.
 
     Raises:
         ValueError: no such model, or one that takes other images.
@@ -46,7 +48,7 @@ def predict_with_ready_model(
     predictor = load_predictor(model.folder, folds=[FOLD], device=device, mirroring=mirroring)
     if not isinstance(predictor, JointPredictor) or len(predictor.configuration_manager.patch_size) != 2:
         raise ValueError(f"the model {model.name} is no 2-D model of masks and classes; name its folder with -m")
-    return model, predict_images(predictor, model.suitability(), images, output, precision)
+    return model, predict_images(predictor, model.suitability(), images, output, precision, not_needed)
 
 
 def pack_trained(

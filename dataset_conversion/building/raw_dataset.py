@@ -228,6 +228,8 @@ class RawDataset:
         """
         if not self._resumes and self.build_folder.exists():
             shutil.rmtree(self.build_folder)
+        if not self._resumes and self.pictures_folder.exists():
+            shutil.rmtree(self.pictures_folder)
         self.build_folder.mkdir(parents=True, exist_ok=True)
         remove_partial_files(self.build_folder)
         write_json_atomic(self.build_folder / STATE_FILE, self._state)
@@ -255,6 +257,15 @@ class RawDataset:
     def label_path(self, case: Case) -> Path:
         """Returns where the label map of a case is written: labelsTr, or labelsTs for the source's test part."""
         return self.build_folder / ("labels" + FOLDER_ENDINGS[case.split]) / f"{self._name(case)}{self.file_ending}"
+
+    @property
+    def pictures_folder(self) -> Path:
+        """Where pictures are written that are for people: beside the data set, where nnU-Net does not look."""
+        return self.folder.with_name(f"registration_{self.folder.name}")
+
+    def picture_path(self, case: Case) -> Path:
+        """Returns where the picture of a volume's registration is written."""
+        return self.pictures_folder / f"{self._name(case)}.png"
 
     def _provenance(self) -> dict[str, Any]:
         """What the data set depends on, and nothing else: the same source and options give the same bytes."""

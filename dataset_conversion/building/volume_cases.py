@@ -17,6 +17,7 @@ from PIL import Image
 
 from braintum.conversion.building.inspection import SourceError, check_problems, naming_problems
 from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
+from braintum.conversion.building.registration_pictures import write_registration_picture
 from braintum.conversion.building.selection import select_fraction
 from braintum.conversion.building.slices import (
     SliceChoice,
@@ -32,6 +33,7 @@ from braintum.conversion.building.summary import CaseReport, plane_note, summary
 from braintum.conversion.files.atomic import atomic_path
 from braintum.conversion.files.folders import unused_images, unused_note
 from braintum.conversion.files.parallel import run_cases
+from braintum.conversion.files.resampling import ResampledCase
 from braintum.conversion.files.volumes import VolumeError, compact, image_like, spacing_text, write_image
 from braintum.conversion.format.cases import Case
 from braintum.conversion.format.splits import patient_splits
@@ -53,12 +55,16 @@ class LoadedVolume:
             source has none.
         remarks: what the user should know about this volume; equal remarks are reported together.
         slice_files: number and file of each slice, where the source has a file a slice.
+        source: the volume's, with what loading found out and need not find out again; None: as it was.
+        registered: where channels were registered: what a picture of that is made from.
     """
 
     channels: tuple[sitk.Image, ...]
     mask: np.ndarray | None
     remarks: tuple[str, ...] = ()
     slice_files: tuple[tuple[int, str], ...] = ()
+    source: "VolumeSource | None" = None
+    registered: ResampledCase | None = None
 
 
 class VolumeSource(Protocol):
@@ -126,12 +132,16 @@ class Target:
 
 @dataclass(frozen=True)
 class VolumeInspection:
-    """The check of one volume: the cases that it makes, with their slice numbers (None: the volume); or problems."""
+    """The check of one volume: the cases that it makes, with their slice numbers (None: the volume); or problems.
+
+    `source` is that of `LoadedVolume`.
+    """
 
     reports: tuple[CaseReport, ...] = ()
     slices: tuple[int | None, ...] = ()
     remarks: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    source: VolumeSource | None = None
 
 
 @dataclass(frozen=True)
@@ -145,11 +155,12 @@ class CaseFiles:
 
 @dataclass(frozen=True)
 class WriteTask:
-    """What `write_volume` needs: the cases of one volume that are not written yet."""
+    """What `write_volume` needs: the cases of one volume that are not written yet, and where a picture would be."""
 
     source: VolumeSource
     target: Target
     files: tuple[CaseFiles, ...]
+    picture: Path
 
 
 @dataclass(frozen=True)
@@ -279,14 +290,14 @@ def inspect_volume(source: VolumeSource, target: Target) -> VolumeInspection:
         case = _with_spacing(replace(source.case, plane=plane), target, image.GetSpacing())
         voxel = float(np.prod(image.GetSpacing())) / 1000 if target.spacing_known else 1.0
         report = CaseReport(case, image.GetSize(), _size(loaded.mask, voxel))
-        return VolumeInspection((report,), (None,), tuple(remarks))
+        return VolumeInspection((report,), (None,), tuple(remarks), source=loaded.source)
     sliced = slice_volume(loaded, target.plane)
     tumour = None if sliced.mask is None else sliced.mask.max(axis=(1, 2)) > 0
     numbers = target.slices.select(shows_something(sliced.channels), tumour)
     if not numbers:
         remarks.append("no slice chosen, not in the data set")
     reports = tuple(_slice_report(source.case, target, sliced, number, loaded.slice_files) for number in numbers)
-    return VolumeInspection(reports, tuple(numbers), tuple(remarks))
+    return VolumeInspection(reports, tuple(numbers), tuple(remarks), source=loaded.source)
 
 
 def _slice_report(
@@ -365,7 +376,7 @@ def _write_tasks(
             if not all(path.is_file() and path.stat().st_mtime_ns >= changed for path in expected):
                 files.append(CaseFiles(number, images, label))
         if files:
-            tasks.append(WriteTask(source, target, tuple(files)))
+            tasks.append(WriteTask(found.source or source, target, tuple(files), dataset.picture_path(source.case)))
     return tasks
 
 
@@ -379,6 +390,8 @@ def write_volume(task: WriteTask) -> None:
         loaded = task.source.load()
     except VolumeError as error:
         raise SourceError(f"{error.problems[0]} (this changed during the conversion)") from error
+    if loaded.registered is not None:
+        write_registration_picture(loaded.registered, task.picture)
     ignore = task.target.labels.get(IGNORE)
     if task.target.slices is None:
         write_3d(loaded, task.files[0], ignore)

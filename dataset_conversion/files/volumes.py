@@ -345,7 +345,8 @@ def geometry_problems(volumes: Mapping[Volume, sitk.Image | sitk.ImageFileReader
         differences = geometry_differences(reference, image)
         if differences:
             problems.append(
-                f"{path}: not on the grid of {first}: {'; '.join(differences)}. Resample one onto the other "
+                f"{path}: not on the grid of {first}: {'; '.join(differences)}. Resample them onto one grid with "
+                "--resample-to CHANNEL of braintum_convert folder, or of braintum_predict "
                 f"(tolerances: {SPACING_TOLERANCE_MM} mm in spacing, {ORIGIN_TOLERANCE_MM} mm in origin, "
                 f"{DIRECTION_TOLERANCE} in direction)"
             )
@@ -390,6 +391,18 @@ def whole_numbers(image: sitk.Image, path: Volume) -> np.ndarray:
     return rounded.astype(np.int64)
 
 
+def read_volumes(paths: Iterable[Volume]) -> tuple[dict[Volume, sitk.Image], list[str]]:
+    """Reads volumes; returns those that can be read, and what is wrong with the others."""
+    volumes: dict[Volume, sitk.Image] = {}
+    problems: list[str] = []
+    for path in paths:
+        try:
+            volumes[path] = read_volume(path)
+        except VolumeError as error:
+            problems += error.problems
+    return volumes, problems
+
+
 def read_case(
     channels: Sequence[Volume], mask: Volume | None, map_labels: Callable[[np.ndarray, Volume], np.ndarray]
 ) -> tuple[tuple[sitk.Image, ...], np.ndarray | None]:
@@ -407,13 +420,7 @@ def read_case(
     Raises:
         VolumeError: with the problems of all of them.
     """
-    volumes: dict[Volume, sitk.Image] = {}
-    problems: list[str] = []
-    for path in (*channels, *([mask] if mask else [])):
-        try:
-            volumes[path] = read_volume(path)
-        except VolumeError as error:
-            problems += error.problems
+    volumes, problems = read_volumes([*channels, *([mask] if mask else [])])
     problems += geometry_problems(volumes) if len(volumes) > 1 else []
     labels = None
     if mask is not None and mask in volumes:

@@ -50,11 +50,12 @@ def days_since_first(dates: Iterable[str]) -> Mapping[str, str]:
     return {text: str((day - min(known.values())).days) for text, day in known.items()}
 
 
-def latest_date(dates: Iterable[str]) -> str | None:
-    """Returns the latest of some dates, or numbers of days; a single one is it, whatever it says.
+def in_order(dates: Iterable[str]) -> list[str] | None:
+    """Returns the distinct ones of some dates, or numbers of days, from the earliest; a single one whatever it says.
 
     Returns:
-        None where several words such as `baseline` have no order that is known.
+        Without the empty one where there are others; None where several words such as `baseline` have no order that is
+        known.
     """
     distinct = set(dates)
     if len(distinct) > 1:
@@ -62,4 +63,10 @@ def latest_date(dates: Iterable[str]) -> str | None:
     order = {text: iso_date(text) or (text.zfill(9) if text.isdigit() else "") for text in distinct}
     if len(order) > 1 and not all(order.values()):
         return None
-    return max(order, key=order.__getitem__, default="")
+    return sorted(order, key=order.__getitem__)
+
+
+def latest_date(dates: Iterable[str]) -> str | None:
+    """Returns the latest of some dates, see `in_order`; None where that is not known."""
+    ordered = in_order(dates)
+    return None if ordered is None else next(reversed(ordered), "")

@@ -9,7 +9,8 @@ Files are chosen by patterns with `*` and `?`, in upper or lower case alike: `--
 `t1c.nii.gz` as well as the series' folder `T1C`; a pattern with a slash has to match the path within the patient's
 folder. Files that match the mask's pattern are no channels. Where names say nothing, DICOM series are chosen by their
 descriptions, and a patient's folder may hold a folder an examination: see `examinations`. All volumes of an examination
-have to lie on one grid (`volumes.geometry_problems`): nothing is resampled here.
+have to lie on one grid (`volumes.geometry_problems`), unless `--resample-to` names the channel on whose grid they are
+brought (`resampling`).
 
 A case is named after its folders below the source's, and its patient is the table's (`--patient-column`); where one
 patient has several folders, `--case-column` names the column with the folders, or `--date-column` the one with dates
@@ -36,6 +37,7 @@ from braintum.conversion.building.source_tables import Diagnoses, read_diagnoses
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
 from braintum.conversion.files.folders import subfolders
 from braintum.conversion.files.json_files import read_dataset_json
+from braintum.conversion.files.resampling import Resampling, read_resampled
 from braintum.conversion.files.volumes import Volume, VolumeError, dicom_files, files_of, read_case
 from braintum.conversion.format.cases import Case
 from braintum.conversion.format.class_names import canonical_name, means_healthy, unified_schema
@@ -57,6 +59,7 @@ class FolderCase:
         mask: likewise; None where there is none.
         labels: value in the mask -> our label; None: every value but 0 is label 1.
         is_healthy: the class is the negative one.
+        resampling: how the volumes come on one grid; None: they have to lie on it.
     """
 
     case: Case
@@ -64,6 +67,7 @@ class FolderCase:
     mask: Volume | None
     labels: tuple[tuple[int, int], ...] | None
     is_healthy: bool = False
+    resampling: Resampling | None = None
 
     @property
     def has_mask(self) -> bool:
@@ -76,14 +80,23 @@ class FolderCase:
 
     def load(self) -> LoadedVolume:
         """Reads and checks the volumes; raises `VolumeError`."""
-        images, mask = read_case(self.channels, self.mask, self._map_labels)
         remarks: tuple[str, ...] = ()
+        found = None
+        if self.resampling is None:
+            images, mask = read_case(self.channels, self.mask, self._map_labels)
+        else:
+            found = read_resampled(self.channels, self.mask, self._map_labels, self.resampling)
+            images, mask, remarks = found.channels, found.mask, found.remarks
         if self.mask is None:
-            remarks = ("no mask: learns the class only",) if self.case.split != "test" else ()
             if self.has_mask:
-                remarks = (f"no mask: an empty one is written, the class is {self.case.tumour_class}",)
+                remarks += (f"no mask: an empty one is written, the class is {self.case.tumour_class}",)
                 mask = np.zeros(images[0].GetSize()[::-1], np.uint8)
-        return LoadedVolume(images, mask, remarks)
+            elif self.case.split != "test":
+                remarks += ("no mask: learns the class only",)
+        if found is None or not found.before:
+            return LoadedVolume(images, mask, remarks)
+        source = replace(self, resampling=found.resampling)
+        return LoadedVolume(images, mask, remarks, source=source, registered=found)
 
     def _map_labels(self, array: np.ndarray, path: Volume) -> np.ndarray:
         if self.labels is None:
@@ -159,6 +172,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the plane of slices (default: the one a volume was acquired in; axial if its voxels are about cubic)",
     )
     add_orientation_argument(parser)
+    parser.add_argument(
+        "--resample-to",
+        metavar="CHANNEL",
+        help="where channels lie on grids of their own: bring all, and the mask, on the grid of this one, by the "
+        "headers (images linearly, the mask by the nearest neighbour)",
+    )
+    parser.add_argument(
+        "--register",
+        action="store_true",
+        help="with --resample-to: also align the other channels with it (rigid, mutual information), for patients who "
+        "moved between two sequences; look at the pictures that are written beside the data set",
+    )
 
 
 def convert(
@@ -176,6 +201,8 @@ def convert(
     plane: str = "auto",
     keep_orientation: bool = False,
     for_prediction: int | None = None,
+    resample_to: str | None = None,
+    register: bool = False,
 ) -> ConversionResult:
     """Converts the folders to NIfTI in nnU-Net's raw layout, or only checks them (`request.dry_run`).
 
@@ -196,6 +223,8 @@ def convert(
         keep_orientation: let nnU-Net read volumes as their files store them.
         for_prediction: None for training; otherwise all cases go to imagesTs, with the channels in the order of this
             data set, or in the given one at 0.
+        resample_to: the channel on whose grid all volumes of a case are brought; None: they have to lie on one.
+        register: also align the other channels with it.
 
     Returns:
         The data set's folder and summary.
@@ -214,6 +243,9 @@ def convert(
         patterns = _in_order_of(request, for_prediction, patterns)
     if labels is not None and mask is None:
         raise ValueError("--labels needs --mask: the pattern of the masks' files; add it")
+    if register and resample_to is None:
+        raise ValueError("--register needs --resample-to: the channel with which the others are aligned; add it")
+    resampling = None if resample_to is None else Resampling.to(resample_to, tuple(patterns), register)
     choice = None
     if representative_slices is not None:
         choice = SliceChoice("representative", count=representative_slices)
@@ -228,6 +260,7 @@ def convert(
         "plane": plane,
         "keep_orientation": keep_orientation,
         "for_prediction": for_prediction,
+        **({} if resample_to is None else {"resample_to": resample_to, "register": register}),
     }
     dataset = RawDataset.open(request, KIND, options)
     diagnoses = None
@@ -247,7 +280,9 @@ def convert(
         healthy = canonical_name(negative_class)
     else:
         healthy = next(filter(means_healthy, classes), None)
-    sources = [replace(source, is_healthy=source.case.tumour_class == healthy) for source in sources]
+    sources = [
+        replace(source, is_healthy=source.case.tumour_class == healthy, resampling=resampling) for source in sources
+    ]
     if schema is None and for_prediction is None:
         only = f"all cases are {min(classes)}" if classes else "no diagnosis is known"
         notes.append(f"No classes: {only}. A model of this data set segments only.")
@@ -277,6 +312,8 @@ def convert(
         keep_orientation=keep_orientation,
         for_prediction=for_prediction is not None,
     )
+    if register:
+        notes.append(f"Pictures of the registration, to be looked at: {dataset.pictures_folder}")
     return convert_volumes(request, dataset, sources, target, content, problems, notes)
 
 

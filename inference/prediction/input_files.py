@@ -5,14 +5,23 @@ A mistyped folder is to be told at once, not after torch was imported and a mode
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from braintum.conversion.building.raw_dataset import LEFT_OUT_FILE
 from braintum.conversion.files.atomic import write_json_atomic
+from braintum.conversion.files.folders import unused_images
 from braintum.conversion.files.json_files import read_json, read_json_object
 
-__all__ = ["LEFT_OUT_FILE", "check_folder", "check_input", "check_output", "find_cases", "write_left_out"]
+__all__ = [
+    "LEFT_OUT_FILE",
+    "check_folder",
+    "check_input",
+    "check_output",
+    "find_cases",
+    "unused_input",
+    "write_left_out",
+]
 
 
 def check_folder(folder: Path) -> None:
@@ -104,6 +113,23 @@ def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[dict[
                 f"{num_channels - 1:04d}, found {found}; supply all of them and no others"
             )
     return cases, failed
+
+
+def unused_input(folder: Path, used: Iterable[Path], output: Path, not_needed: Sequence[str] = ()) -> dict[str, str]:
+    """Images below an input folder that no case is made of, by the rule of the conversion.
+
+    Args:
+        folder: of the input.
+        used: files of the cases, and files that are known to be wrong.
+        output: may lie in it.
+        not_needed: patterns, see :func:`braintum.conversion.files.folders.unused_images`.
+
+    Returns:
+        Path within the folder → what to do.
+    """
+    sentences = unused_images(folder, [*used, output], not_needed=not_needed)
+    paths = (Path(sentence.partition(": ")[0]) for sentence in sentences)
+    return dict(zip((path.relative_to(folder).as_posix() for path in paths), sentences, strict=True))
 
 
 def write_left_out(file: Path, failed: Mapping[str, str], source: Path, others: Iterable[str] = ()) -> None:

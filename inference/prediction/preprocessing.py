@@ -1,7 +1,7 @@
 """nnU-Net's preprocessing of one case, of files or of an array in memory, and what is checked before and after."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from braintum.architectures.input_channels import num_network_channels
 from braintum.conversion.files.file_checks import DamagedFileError
+from braintum.conversion.files.orientation import plane_across
+from braintum.conversion.files.resampling import Resampling, files_on_one_grid
 from braintum.conversion.files.volumes import VolumeError, check_images
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
 from braintum.inference.models.two_models import check_same_input, preprocessed_alike
@@ -30,13 +32,20 @@ class ModelDescription:
     configuration_manager: ConfigurationManager
     dataset_json: dict
     known_input: KnownInput = field(default_factory=KnownInput)
+    resampling: Resampling | None = None
 
     @staticmethod
-    def of(predictor: SegmentationPredictor) -> "ModelDescription":
+    def of(predictor: SegmentationPredictor, resample_to: str | None = None) -> "ModelDescription":
         """What a predictor knows of its model.
 
+        Args:
+            predictor: initialised.
+            resample_to: name of the channel on whose grid the files of a case are brought; None: they have to lie on
+                one.
+
         Raises:
-            ValueError: the model is the second stage of a cascade, or its fingerprint is damaged.
+            ValueError: the model is the second stage of a cascade, its fingerprint is damaged, or there is no such
+                channel.
         """
         if predictor.configuration_manager.previous_stage_name is not None:
             raise ValueError(
@@ -45,7 +54,14 @@ class ModelDescription:
             )
         configuration = predictor.configuration_manager
         known = KnownInput.of(predictor.model_folder, configuration.normalization_schemes)
-        return ModelDescription(predictor.plans_manager, configuration, predictor.dataset_json, known)
+        model = ModelDescription(predictor.plans_manager, configuration, predictor.dataset_json, known)
+        if resample_to is None:
+            return model
+        if model.reads_pictures:
+            raise ValueError("the model takes pictures, which lie on no grid in space; leave --resample-to out")
+        names = predictor.dataset_json.get("channel_names") or predictor.dataset_json["modality"]
+        resampling = Resampling.to(resample_to, [names[number] for number in sorted(names, key=int)])
+        return replace(model, resampling=resampling)
 
     @property
     def num_channels(self) -> int:
@@ -57,15 +73,33 @@ class ModelDescription:
         """Whether its images are PNG or the like, which have no spacing."""
         return issubclass(self.plans_manager.image_reader_writer_class, NaturalImage2DIO)
 
+    def slicing_note(self, properties: dict) -> str | None:
+        """What is to be said of a volume that a 2-D model predicts; None for slices, and for 3-D models.
+
+        Args:
+            properties: of a preprocessed image.
+        """
+        if len(self.configuration_manager.patch_size) == 3 or properties["shape_before_cropping"][0] == 1:
+            return None
+        plane = plane_across(self.plans_manager.transpose_forward[0], properties)
+        across = f"in {plane} slices" if plane else "in slices across the first axis of the array"
+        neighbours = self.configuration_manager.configuration.get("neighbouring_slices", 0)
+        context = f"each with {neighbours} neighbours on both sides" if neighbours else "none sees its neighbours"
+        note = f"The model is 2-D: volumes are predicted slice by slice, {across}, {context}"
+        if self.known_input.sizes and "z" not in self.known_input.sizes:
+            note += "; it was trained on single slices, so see that they were of this plane"
+        return note
+
 
 def with_class_predictor(
-    predictor: SegmentationPredictor, class_predictor: JointPredictor | None
+    predictor: SegmentationPredictor, class_predictor: JointPredictor | None, resample_to: str | None = None
 ) -> tuple[JointPredictor, list[ModelDescription]]:
     """Who predicts the classes, and what a case is to be preprocessed for.
 
     Args:
         predictor: of the masks.
         class_predictor: of the classes; None for the same.
+        resample_to: see :meth:`ModelDescription.of`.
 
     Returns:
         The predictor of the classes, and the description of ``predictor``'s model; of the class model too, where its
@@ -79,11 +113,11 @@ def with_class_predictor(
         if not isinstance(predictor, JointPredictor):
             raise ValueError(f"a model of {predictor.trainer_name} predicts no classes on its own; add a class model")
         class_predictor = predictor
-    models = [ModelDescription.of(predictor)]
+    models = [ModelDescription.of(predictor, resample_to)]
     if class_predictor is not predictor:
         check_same_input(predictor, class_predictor)
         if not preprocessed_alike(predictor, class_predictor):
-            models.append(ModelDescription.of(class_predictor))
+            models.append(ModelDescription.of(class_predictor, resample_to))
     return class_predictor, models
 
 
@@ -95,12 +129,18 @@ def preprocess_case(files: Sequence[str], model: ModelDescription) -> tuple[np.n
     """
 
     def run(preprocessor: Any) -> tuple[np.ndarray, Any, dict]:
-        check_images(files)
-        return preprocessor.run_case(
-            list(files), None, model.plans_manager, model.configuration_manager, model.dataset_json
-        )
+        with files_on_one_grid(files, model.resampling) as (readable, remarks):
+            check_images(readable)
+            data, seg, properties = preprocessor.run_case(
+                readable, None, model.plans_manager, model.configuration_manager, model.dataset_json
+            )
+        resampling_remarks.extend(remarks)
+        return data, seg, properties
 
-    return _checked(run, model, ", ".join(files), "file")
+    resampling_remarks: list[str] = []
+    data, properties = _checked(run, model, ", ".join(files), "file")
+    properties[DOUBTS] += resampling_remarks
+    return data, properties
 
 
 def preprocess_for_all(files: Sequence[str], models: Sequence[ModelDescription]) -> list[tuple[np.ndarray, dict]]:

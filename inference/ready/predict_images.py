@@ -1,7 +1,7 @@
 """One's own images through a ready model: masks, types, volumes, pictures and warnings."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from braintum.conversion.format.calibration import Calibration
 from braintum.inference.models.model_identity import model_identity
 from braintum.inference.prediction.case_streams import fault_of_answer, one_thread, predict_stream
 from braintum.inference.prediction.class_evidence import ClassVerdict, aggregate
-from braintum.inference.prediction.input_files import LEFT_OUT_FILE, check_output, write_left_out
+from braintum.inference.prediction.input_files import LEFT_OUT_FILE, check_output, unused_input, write_left_out
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.memory_budget import available_cores
 from braintum.inference.prediction.precision import Precision
@@ -61,6 +61,7 @@ def predict_images(
     images: str | os.PathLike[str],
     output: str | os.PathLike[str],
     precision: Precision = "float32",
+    not_needed: Sequence[str] = (),
 ) -> PredictedImages:
     """Predict pictures, DICOM slices and volumes.
 
@@ -70,6 +71,8 @@ def predict_images(
         images: folder of images, or one image.
         output: folder for masks, ``overlays``, ``classes`` and ``classes.csv``; made if need be.
         precision: of the network on CPUs.
+        not_needed: patterns of images of which nothing is to be said, see
+            :func:`braintum.inference.prediction.input_files.unused_input`.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
@@ -79,6 +82,8 @@ def predict_images(
     source, target = Path(images), Path(output)
     check_output(target, source)
     paths, failed = find_images(source)
+    if source.is_dir():
+        failed |= unused_input(source, [*paths.values(), *(source / name for name in failed)], target, not_needed)
     for folder in (target, target / CLASSES_FOLDER, target / OVERLAYS_FOLDER):
         folder.mkdir(parents=True, exist_ok=True)
         remove_partial_files(folder)

@@ -1,5 +1,6 @@
-"""Patients from cases: one class, and the latest tumour volume, of everybody who has several images."""
+"""Patients from cases: one class, and the tumour volume over time, of everybody who has several images."""
 
+import csv
 import logging
 import os
 from collections import defaultdict
@@ -7,12 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from braintum.conversion.files.atomic import atomic_path
 from braintum.conversion.format.cases import ClassSchema, read_cases
-from braintum.conversion.format.dates import latest_date
+from braintum.conversion.format.dates import in_order, latest_date
 from braintum.conversion.format.patients import patient_of_cases, patient_probabilities
 from braintum.inference.results.results import read_case_results, write_results_table
 
 PATIENTS_FILE = "patients.csv"
+TIME_POINTS_FILE = "time_points.csv"
+TIME_POINT_COLUMNS = ("patient", "date", "num_cases", "tumour_volume", "volume_unit", "change_ml", "change_percent")
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +94,7 @@ def patient_results(
         own_dates = [(dates or {}).get(result["case"], "") for result in own]
         date = latest_date(own_dates)
         latest = [result for result, own_date in zip(own, own_dates, strict=True) if own_date == date]
-        units = {result["volume_unit"] for result in latest}
-        is_known = len(units) == 1 and (len(latest) == 1 or units != {"mm3"})
+        volume, unit = _volume(latest)
         winner = int(values.argmax())
         merged.append(
             {
@@ -101,11 +104,70 @@ def patient_results(
                 "probabilities": dict(zip(names, values.tolist(), strict=True)),
                 "num_cases": len(own),
                 "date": date or "",
-                "tumour_volume": sum(result["tumour_volume"] for result in latest) if is_known else None,
-                "volume_unit": units.pop() if is_known else "",
+                "tumour_volume": volume,
+                "volume_unit": unit,
             }
         )
     return merged
+
+
+def _volume(results: Sequence[Mapping[str, Any]]) -> tuple[float | None, str]:
+    """Of the cases of one date, and its unit: None and empty for several volumes, or different units."""
+    units = {result["volume_unit"] for result in results}
+    if len(units) != 1 or (len(results) > 1 and units == {"mm3"}):
+        return None, ""
+    return sum(result["tumour_volume"] for result in results), units.pop()
+
+
+def time_points(
+    results: Iterable[Mapping[str, Any]], patients: Mapping[str, str], dates: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Tumour volume of each patient at each date, and its change since the date before.
+
+    Args:
+        results: one a case, as of :func:`braintum.inference.results.results.case_result`.
+        patients: case → patient; a case without one is its own patient.
+        dates: case → its date; cases without one are left out.
+
+    Returns:
+        One a patient and date, with :data:`TIME_POINT_COLUMNS`. Volumes are in ml; of slices it is their summed area,
+        whose change says nothing, as they need not be the same slices. ``change_percent`` is of the earlier volume;
+        what is not known is None.
+    """
+    results = list(results)
+    patient_of_case = patient_of_cases((result["case"] for result in results), patients)
+    found: dict[str, dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        if date := dates.get(result["case"], ""):
+            found[patient_of_case[result["case"]]][date].append(result)
+    rows = []
+    for patient in sorted(found):
+        ordered = in_order(found[patient])
+        earlier: float | None = None
+        for date in ordered or sorted(found[patient]):
+            volume, unit = _volume(found[patient][date])
+            if volume is not None and unit == "mm3":
+                volume, unit = volume / 1000, "ml"
+            is_compared = ordered is not None and unit == "ml"
+            change = volume - earlier if is_compared and volume is not None and earlier is not None else None
+            percent = 100 * change / earlier if change is not None and earlier else None
+            values = (patient, date, len(found[patient][date]), volume, unit, change, percent)
+            rows.append(dict(zip(TIME_POINT_COLUMNS, values, strict=True)))
+            earlier = volume if unit == "ml" else None
+    return rows
+
+
+def write_time_points(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write what :func:`time_points` returns; without any, remove an earlier file."""
+    if not rows:
+        file.unlink(missing_ok=True)
+        return
+    with atomic_path(file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, TIME_POINT_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            shown = {name: f"{value:.3f}" for name, value in row.items() if isinstance(value, float)}
+            writer.writerow({**row, **shown})
 
 
 def write_patients_csv(file: Path, results: Iterable[Mapping[str, Any]], schema: ClassSchema, **columns: Any) -> None:
@@ -126,13 +188,16 @@ def merge_patients(
 ) -> int:
     """Gather all ``<case>.json`` of a folder in one table of patients; parallel and continued runs so compose.
 
+    Where there are dates, ``time_points.csv`` is written beside it.
+
     Returns:
         The number of patients.
 
     Raises:
         ValueError: see :func:`braintum.inference.results.results.read_case_results` and :func:`patient_results`.
     """
-    results = patient_results(read_case_results(classes_folder, schema), patients, schema, dates)
+    cases = read_case_results(classes_folder, schema)
+    results = patient_results(cases, patients, schema, dates)
     if unknown := [result["patient"] for result in results if result["tumour_volume"] is None]:
         logger.warning(
             "%s gives no tumour volume of %d patient(s), such as %s, who have several volumes: add a column date to "
@@ -140,4 +205,5 @@ def merge_patients(
             *(file, len(unknown), unknown[0]),
         )
     write_patients_csv(file, results, schema)
+    write_time_points(file.with_name(TIME_POINTS_FILE), time_points(cases, patients, dates))
     return len(results)

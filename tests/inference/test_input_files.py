@@ -15,6 +15,7 @@ from braintum.inference.prediction.input_files import (
     check_input,
     check_output,
     find_cases,
+    unused_input,
     write_left_out,
 )
 
@@ -81,6 +82,30 @@ def test_a_model_that_is_none_is_left_to_its_loader(tmp_path: Path, model: Path)
     check_input(tmp_path, model)
     with pytest.raises(FileNotFoundError):
         find_cases(tmp_path, ".nii.gz", 1)
+
+
+def test_images_that_belong_to_no_case_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    for name in (
+        "a_0000.nii.gz",
+        "b_0000.NII.GZ",
+        "sub/c_0000.nii.gz",
+        "out/a.nii.gz",
+        "shots/view.png",
+        "x_0000.nrrd",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    (folder / "nameless").write_bytes(b"NRRD0004" + bytes(60))
+    (folder / "notes.txt").write_text("no image")
+    (folder / "._a_0000.nii.gz").write_bytes(b"of another system")
+    used = [folder / "a_0000.nii.gz"]
+    found = unused_input(folder, used, folder / "out", ["SHOTS/*"])
+    assert sorted(found) == ["b_0000.NII.GZ", "nameless", "sub/c_0000.nii.gz", "x_0000.nrrd"]
+    assert found["nameless"] == (
+        f"{folder / 'nameless'}: an image that was not used; rename or move it, or name it with --not-needed"
+    )
+    assert unused_input(folder, used, folder / "out", ["*"]) == {}
 
 
 def test_left_out_cases_of_runs_that_share_a_folder(tmp_path: Path) -> None:

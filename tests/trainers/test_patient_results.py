@@ -8,7 +8,13 @@ import pytest
 
 from braintum.conversion.format.cases import Case, ClassSchema, read_dates, write_cases
 from braintum.conversion.format.dates import latest_date
-from braintum.inference.results.patients import patient_results, read_patients, write_patients_csv
+from braintum.inference.results.patients import (
+    patient_results,
+    read_patients,
+    time_points,
+    write_patients_csv,
+    write_time_points,
+)
 from braintum.trainers.classes.class_supervision import ClassLabels
 from braintum.trainers.classes.validation_results import write_validation_results
 
@@ -91,6 +97,37 @@ def test_volumes_are_never_summed_over_dates(unit: str, dates: dict[str, str], e
     (found,) = patient_results(results, PATIENTS, SCHEMA, dates)
     assert (found["date"], found["tumour_volume"], found["volume_unit"]) == expected
     assert found["num_cases"] == 3
+
+
+def test_volume_over_dates(tmp_path: Path) -> None:
+    volumes = {"late": 1500.0, "first": 2000.0, "middle": 0.0, "undated": 9.0, "slice1": 3.0, "slice2": 4.0}
+    units = {"slice1": "mm2", "slice2": "mm2"}
+    results = [result(case, [0.5, 0.4, 0.1], 0.5, volume, units.get(case, "mm3")) for case, volume in volumes.items()]
+    twice = [result(case, [0.5, 0.4, 0.1], 0.5, 1.0, "mm3") for case in ("p", "q1", "q2", "r")]
+    patients = dict.fromkeys(("late", "first", "middle", "undated"), "A") | dict.fromkeys(("slice1", "slice2"), "B")
+    patients |= dict.fromkeys(("p", "q1", "q2", "r"), "C")
+    dates = {"late": "2021-10-01", "first": "2020-01-02", "middle": "2020-03-04", "slice1": "0", "slice2": "30"}
+    dates |= {"p": "9", "q1": "10", "q2": "10", "r": "100"}
+    write_time_points(tmp_path / "time_points.csv", time_points([*results, *twice], patients, dates))
+    assert (tmp_path / "time_points.csv").read_text(encoding="utf-8").splitlines() == [
+        "patient,date,num_cases,tumour_volume,volume_unit,change_ml,change_percent",
+        "A,2020-01-02,1,2.000,ml,,",
+        "A,2020-03-04,1,0.000,ml,-2.000,-100.000",
+        "A,2021-10-01,1,1.500,ml,1.500,",  # no percentage of nothing
+        "B,0,1,3.000,mm2,,",
+        "B,30,1,4.000,mm2,,",  # slices: not the same ones
+        "C,9,1,0.001,ml,,",
+        "C,10,2,,,,",  # two volumes of one date are not summed
+        "C,100,1,0.001,ml,,",
+    ]
+    words = [result(case, [0.5, 0.4, 0.1], 0.5, 1000.0, "mm3") for case in ("a1", "a2")]
+    rows = time_points(words, PATIENTS, {"a1": "baseline", "a2": "follow-up"})
+    assert [(row["date"], row["tumour_volume"], row["change_ml"]) for row in rows] == [
+        ("baseline", 1.0, None),  # nobody knows which comes first
+        ("follow-up", 1.0, None),
+    ]
+    write_time_points(tmp_path / "time_points.csv", time_points(results, patients, {}))
+    assert not (tmp_path / "time_points.csv").exists()
 
 
 def test_dates_of_a_table(tmp_path: Path) -> None:
