@@ -151,6 +151,15 @@ def is_dicom_start(start: bytes) -> bool:
     return start[128:132] == b"DICM" or bool(_BARE_DICOM.match(start))
 
 
+def has_dicom_beginning(file: Path) -> bool:
+    """Whether a file begins as DICOM does; a file that cannot be opened does not."""
+    try:
+        with open(file, "rb") as stream:
+            return is_dicom_start(stream.read(_START))
+    except OSError:
+        return False
+
+
 def _real(path: str | Path) -> Path:
     return Path(os.path.realpath(path))  # Path.resolve refuses links in a circle
 

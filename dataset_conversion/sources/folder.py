@@ -34,9 +34,10 @@ from braintum.conversion.building.raw_dataset import DATASET_FILE, ConversionReq
 from braintum.conversion.building.slices import PLANES, SliceChoice, add_orientation_argument
 from braintum.conversion.building.source_tables import Diagnoses, read_diagnoses
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
+from braintum.conversion.building.volume_reading import Volume, dicom_files, files_of, read_case
 from braintum.conversion.files.folders import subfolders
 from braintum.conversion.files.json_files import read_dataset_json
-from braintum.conversion.files.volumes import Volume, VolumeError, dicom_files, files_of, read_case
+from braintum.conversion.files.volumes import VolumeError
 from braintum.conversion.format.cases import Case
 from braintum.conversion.format.class_names import canonical_name, means_healthy, unified_schema
 
