@@ -8,9 +8,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from braintum.conversion.files.file_checks import DamagedFileError, check_name
-from braintum.conversion.files.folders import has_dicom_beginning
+from braintum.conversion.files.folders import DICOM_ENDINGS, has_dicom_beginning
 from braintum.conversion.files.volumes import (
-    DICOM_ENDINGS,
     VolumeError,
     geometry_problems,
     is_volume_file,

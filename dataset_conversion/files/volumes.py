@@ -13,9 +13,9 @@ import SimpleITK as sitk
 from braintum.commands.errors import InputError
 from braintum.conversion.files.atomic import atomic_path
 from braintum.conversion.files.file_checks import DamagedFileError, check_file, check_name
+from braintum.conversion.files.folders import DICOM_ENDINGS
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-DICOM_ENDINGS = (".dcm", ".ima")
 
 SPACING_TOLERANCE_MM = 0.001
 ORIGIN_TOLERANCE_MM = 0.01

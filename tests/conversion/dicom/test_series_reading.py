@@ -11,7 +11,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from dicom_data import OBLIQUE, grid, uid, write_enhanced, write_series
-from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from braintum.conversion.files.volumes import VolumeError
 from braintum.dicom.series import Series
@@ -237,9 +237,7 @@ def test_bright_is_large_in_monochrome1_too(tmp_path):
     np.testing.assert_array_equal(read, 4095 - noise().astype(int))
 
 
-@pytest.mark.parametrize(
-    "syntax", ["JPEGLSLossless", "RLELossless", "JPEG2000Lossless", "DeflatedExplicitVRLittleEndian"]
-)
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, RLELossless, JPEG2000Lossless, DeflatedExplicitVRLittleEndian])
 def test_packed_pixels(tmp_path, syntax):
     write_series(tmp_path, grid(noise(dtype=np.uint16, size=(32, 32, 4))))
     expected = sitk.GetArrayFromImage(read_only(tmp_path).image)
