@@ -166,7 +166,7 @@ def _write(name: str, chosen: Mapping[str, Choice], reference: str, folder: Path
 def _on_grid(image: sitk.Image, reference: sitk.Image, channel: str, name: str) -> sitk.Image:
     ones = sitk.Image(image.GetSize(), sitk.sitkUInt8) + 1
     ones.CopyInformation(image)
-    covered = sitk.GetArrayViewFromImage(sitk.Resample(ones, reference, sitk.Transform(), sitk.sitkNearestNeighbor))
+    covered = sitk.GetArrayFromImage(sitk.Resample(ones, reference, sitk.Transform(), sitk.sitkNearestNeighbor))
     if (share := float(np.mean(covered))) < _LEAST_COVERED:
         raise VolumeError(f"{channel} covers only {share:.0%} of {name}; choose series of one region with --channel")
     return sitk.Resample(image, reference, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)

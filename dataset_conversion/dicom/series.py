@@ -90,6 +90,12 @@ class SeriesFiles:
         return str(self.facts.get(keyword, ""))
 
     @property
+    def image_type(self) -> frozenset[str]:
+        """The values of ImageType."""
+        value = self.facts.get("ImageType", ())
+        return frozenset((value,) if isinstance(value, str) else value)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """What a pattern may match: SeriesDescription (with the part, too), ProtocolName, SequenceName."""
         description = self.text("SeriesDescription")
