@@ -59,7 +59,7 @@ class StudyCases:
     Attributes:
         cases: to predict.
         left_out: file, series or case -> what is wrong with it.
-        not_needed: series -> it was readable, but no channel.
+        not_needed: series, or copy of a file -> why it was not used.
         num_series: that were readable.
     """
 
@@ -100,6 +100,7 @@ def write_cases(
     rows = {} if table is None else _read_table(table, channels)
     found = find_series(source)
     written = StudyCases(left_out=dict(found.left_out), num_series=len(found.series))
+    written.not_needed |= {file: f"a copy of {first}" for file, first in found.copies.items()}
     for name, uid, study in _studies(found):
         own = rows.get(uid, rows.get(name, {}))
         try:

@@ -166,7 +166,7 @@ class Grid:
         Raises:
             VolumeError: slices are missing, unevenly spaced, or shifted sideways (a tilted gantry).
         """
-        first, where = series.frames[0], f"{series.frames[0].file.parent} ({series.title})"
+        first, where = series.frames[0], f"'{series.title}'"
         row, column = np.reshape(first.orientation, (2, 3))
         normal = np.cross(row, column)
         axes = np.stack((row, column, normal / np.linalg.norm(normal)), axis=1)

@@ -70,13 +70,13 @@ class FoundSeries:
         series: readable volumes, sorted by patient, study, number and description.
         masks: segmentations and structure sets.
         left_out: file, folder or series -> why it is not among them.
-        notes: of what was passed over with good reason, such as a file that is there twice.
+        copies: file that was passed over -> the same file under another name.
     """
 
     series: list[SeriesFiles] = field(default_factory=list)
     masks: list[MaskFile] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    copies: dict[str, str] = field(default_factory=dict)
 
 
 def find_series(source: Path, directly: bool = False) -> FoundSeries:
@@ -174,7 +174,7 @@ def _take(file: Place, header: pydicom.Dataset, frames: dict[str, list[Frame]], 
 def _add_volumes(frames: Sequence[Frame], found: FoundSeries) -> None:
     """Sorts the frames of a series into volumes."""
     title = SeriesFiles(tuple(frames[:1])).title
-    where = f"{frames[0].file.parent} ({title})"
+    where = f"{str(frames[0].file.parent).rstrip('/')} ({title})"
     try:
         with readable(frames[0].file):
             different = _without_copies(frames, found)
@@ -211,7 +211,7 @@ def _without_copies(frames: Sequence[Frame], found: FoundSeries) -> list[Frame]:
                 raise VolumeError(
                     f"{first.file} and {frame.file} differ, but have one SOPInstanceUID; export the series again"
                 )
-        found.notes.append(f"{frame.file}: a copy of {first.file}, which is taken")
+        found.copies[str(frame.file)] = str(first.file)
     return list(kept.values())
 
 

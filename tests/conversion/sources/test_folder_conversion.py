@@ -548,12 +548,12 @@ def test_faulty_dicom_series_is_refused(source, raw, damage, words):
 @pytest.mark.parametrize("flat", [False, True])
 def test_dicom_masks(tmp_path, raw, flat):
     """A structure set on a series, found by the folder's name, or by the description where all lie in one folder."""
-    patient = tmp_path / "export" / "P1"
     image = as_image(volume_array(1))
-    write_series(patient / ("all" if flat else "T1C"), image, {"SeriesDescription": "T1C"})
     square = [(1.6, 2.6), (8.4, 2.6), (8.4, 7.4), (1.6, 7.4)]
-    place = patient / ("all" if flat else "contours")
-    write_structures(place / "RS1", image, {4: [(2, square)], 7: [(5, square[:3])]})
+    for patient in (tmp_path / "export" / "P1", tmp_path / "export" / "P2"):
+        write_series(patient / ("all" if flat else "T1C"), image, {"SeriesDescription": "T1C"})
+        place = patient / ("all" if flat else "contours")
+        write_structures(place / "RS1", image, {4: [(2, square)], 7: [(5, square[:3])]})
     labels = ["core=4", "oedema=7"]
     result = convert(request(tmp_path / "export", raw), channel=["T1ce=T1C"], mask="contours", labels=labels)
     assert result.problems == () and result.unused == ()
