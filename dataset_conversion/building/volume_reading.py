@@ -38,12 +38,12 @@ def _is_dicom(path: Path) -> bool:
 
 
 def dicom_series(folder: Path) -> list[DicomVolume]:
-    """Returns the DICOM series and masks directly in a folder; none where the path is not valid text."""
+    """Returns the DICOM series and masks directly in a folder, those too that reading will refuse."""
     try:
         found = _find(folder)
     except VolumeError:
         return []  # of which reading will tell
-    return [*found.series, *found.masks]
+    return [*found.series, *found.masks, *found.faulty]
 
 
 def _find(folder: Path) -> "FoundSeries":

@@ -118,8 +118,9 @@ def frames_of(file: Place, header: pydicom.Dataset) -> list[Frame]:
     with readable(file):
         common = _plain(header)
         if "PerFrameFunctionalGroupsSequence" not in header:
-            number = int(header.get("NumberOfFrames") or 1)
-            return [Frame(file, index + 1, common) for index in range(number)]
+            if (number := int(header.get("NumberOfFrames") or 1)) != 1:
+                raise VolumeError(f"{file}: {number} frames without positions of their own; export original images")
+            return [Frame(file, 1, common)]
         for group in header.get("SharedFunctionalGroupsSequence") or ():
             common |= _flattened(group)
         groups = header.PerFrameFunctionalGroupsSequence

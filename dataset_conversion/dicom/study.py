@@ -7,6 +7,7 @@ them apart, the series is left out, as is one whose slices are on no grid with r
 """
 
 import zipfile
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -69,12 +70,14 @@ class FoundSeries:
     Attributes:
         series: readable volumes, sorted by patient, study, number and description.
         masks: segmentations and structure sets.
+        faulty: series that are left out, whose `fault` says why.
         left_out: file, folder or series -> why it is not among them.
         copies: file that was passed over -> the same file under another name.
     """
 
     series: list[SeriesFiles] = field(default_factory=list)
     masks: list[MaskFile] = field(default_factory=list)
+    faulty: list[SeriesFiles] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
 
@@ -145,7 +148,7 @@ def _is_dicom(file: Place) -> bool:
     try:
         with file.open("rb") as stream:
             return is_dicom_start(stream.read(132)) or file.name.lower().endswith(DICOM_ENDINGS)
-    except (zipfile.BadZipFile, zipfile.zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise VolumeError(f"{file}: damaged within the archive ({error})") from error
 
 
@@ -180,7 +183,7 @@ def _add_volumes(frames: Sequence[Frame], found: FoundSeries) -> None:
             different = _without_copies(frames, found)
             parts = [part for group in _alike(different) for part in _volumes(group)]
     except VolumeError as error:
-        found.left_out[where] = str(error)
+        _leave_out(SeriesFiles(tuple(frames)), where, error, found)
         return
     for number, part in enumerate(parts, start=1):
         volume = part if len({one.part for one in parts}) == len(parts) else replace(part, part=_shape(part, number))
@@ -188,9 +191,14 @@ def _add_volumes(frames: Sequence[Frame], found: FoundSeries) -> None:
             with readable(part.frames[0].file):
                 Grid.of(volume)
         except VolumeError as error:
-            found.left_out[f"{where}{f' {volume.part}' if volume.part else ''}"] = str(error)
+            _leave_out(volume, f"{where}{f' {volume.part}' if volume.part else ''}", error, found)
         else:
             found.series.append(volume)
+
+
+def _leave_out(series: SeriesFiles, where: str, error: VolumeError, found: FoundSeries) -> None:
+    found.left_out[where] = str(error)
+    found.faulty.append(replace(series, fault=f"{where}: {error}"))
 
 
 def _shape(series: SeriesFiles, number: int) -> str:
