@@ -7,7 +7,6 @@ them apart, the series is left out, as is one whose slices are on no grid with r
 """
 
 import zipfile
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -108,23 +107,24 @@ def find_series(source: Path, directly: bool = False) -> FoundSeries:
                 _take(file, header, frames, found)
         except VolumeError as error:
             found.left_out[str(file)] = str(error).removeprefix(f"{file}: ")
-        except OSError as error:
-            found.left_out[str(file)] = f"cannot be read ({error.strerror or error})"
     for of_series in frames.values():
         _add_volumes(of_series, found)
-    found.series.sort(
-        key=lambda series: [*map(series.text, ("PatientID", "StudyDate", "StudyInstanceUID")), *_number(series)]
-    )
+    found.series.sort(key=_order)
     return found
 
 
-def _number(series: SeriesFiles) -> tuple[Any, ...]:
-    return f"{series.facts.get('SeriesNumber', 0):09.0f}", series.title
+def _order(series: SeriesFiles) -> tuple[Any, ...]:
+    study = map(series.text, ("PatientID", "StudyDate", "StudyInstanceUID"))
+    number = series.facts.get("SeriesNumber")
+    return *study, number if isinstance(number, float) else 0.0, series.title
 
 
 def _files(source: Path, directly: bool) -> Iterator[Place]:
     if source.is_dir():
-        yield from (path for path in walk(source) if not path.is_dir() and (not directly or path.parent == source))
+        for path in walk(source):
+            # a broken link too, for reading it to fail and to say so
+            if (path.is_file() or path.is_symlink() and not path.is_dir()) and (not directly or path.parent == source):
+                yield path
         return
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
@@ -140,16 +140,14 @@ def _files(source: Path, directly: bool) -> Iterator[Place]:
             raise VolumeError(f"{source}: packed with a password; unpack it, and give the folder")
         if entry.file_size > MAX_BYTES:
             raise VolumeError(f"{source}: {entry.filename} declares {entry.file_size / 2**30:.0f} GiB")
-        if not entry.is_dir():
+        is_hidden = any(part.startswith((".", "__MACOSX")) for part in entry.filename.split("/"))
+        if not entry.is_dir() and not is_hidden:
             yield zipfile.Path(archive, entry.filename)
 
 
 def _is_dicom(file: Place) -> bool:
-    try:
-        with file.open("rb") as stream:
-            return is_dicom_start(stream.read(132)) or file.name.lower().endswith(DICOM_ENDINGS)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise VolumeError(f"{file}: damaged within the archive ({error})") from error
+    with readable(file), file.open("rb") as stream:
+        return is_dicom_start(stream.read(132)) or file.name.lower().endswith(DICOM_ENDINGS)
 
 
 def _take(file: Place, header: pydicom.Dataset, frames: dict[str, list[Frame]], found: FoundSeries) -> None:
