@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pydicom
@@ -60,6 +60,10 @@ class MaskFile:
     def files(self) -> list[Place]:
         """The file."""
         return [self.file]
+
+    def read(self) -> NoReturn:
+        """Raises `VolumeError`: it is no image."""
+        raise VolumeError(f"{self.file}: a DICOM segmentation or structure set, no image: name it with --mask")
 
 
 @dataclass
