@@ -7,8 +7,8 @@ import numpy as np
 import SimpleITK as sitk
 from PIL import Image, ImageDraw, ImageFont
 
+from braintum.conversion.building.resampling import ResampledCase, extent_of
 from braintum.conversion.files.atomic import atomic_path
-from braintum.conversion.files.resampling import ResampledCase, extent_of
 
 _GAP = 4
 _LINE = 14

@@ -18,6 +18,7 @@ from PIL import Image
 from braintum.conversion.building.inspection import SourceError, check_problems, naming_problems
 from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.registration_pictures import write_registration_picture
+from braintum.conversion.building.resampling import ResampledCase
 from braintum.conversion.building.selection import select_fraction
 from braintum.conversion.building.slices import (
     SliceChoice,
@@ -33,7 +34,6 @@ from braintum.conversion.building.summary import CaseReport, plane_note, summary
 from braintum.conversion.files.atomic import atomic_path
 from braintum.conversion.files.folders import unused_images, unused_note
 from braintum.conversion.files.parallel import run_cases
-from braintum.conversion.files.resampling import ResampledCase
 from braintum.conversion.files.volumes import VolumeError, compact, image_like, spacing_text, write_image
 from braintum.conversion.format.cases import Case
 from braintum.conversion.format.splits import patient_splits

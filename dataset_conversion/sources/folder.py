@@ -8,9 +8,10 @@
 Files are chosen by patterns with `*` and `?`, in upper or lower case alike: `--channel T1ce='*t1c*'` matches
 `t1c.nii.gz` as well as the series' folder `T1C`; a pattern with a slash has to match the path within the patient's
 folder. Files that match the mask's pattern are no channels. Where names say nothing, DICOM series are chosen by their
-descriptions, and a patient's folder may hold a folder an examination: see `examinations`. All volumes of an examination
-have to lie on one grid (`volumes.geometry_problems`), unless `--resample-to` names the channel on whose grid they are
-brought (`resampling`).
+descriptions, and a patient's folder may hold a folder an examination: see `examinations`. A mask may also be a DICOM
+segmentation or structure set, whose segments' numbers are its values. All volumes of an examination have to lie on one
+grid (`volumes.geometry_problems`), unless `--resample-to` names the channel on whose grid they are brought
+(`resampling`).
 
 A case is named after its folders below the source's, and its patient is the table's (`--patient-column`); where one
 patient has several folders, `--case-column` names the column with the folders, or `--date-column` the one with dates
@@ -32,15 +33,17 @@ import numpy as np
 
 from braintum.conversion.building.examinations import find_examinations
 from braintum.conversion.building.raw_dataset import DATASET_FILE, ConversionRequest, ConversionResult, RawDataset
+from braintum.conversion.building.resampling import Resampling, read_resampled
 from braintum.conversion.building.slices import PLANES, SliceChoice, add_orientation_argument
 from braintum.conversion.building.source_tables import Diagnoses, read_diagnoses
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
+from braintum.conversion.building.volume_reading import Volume, dicom_files, files_of, read_case
 from braintum.conversion.files.folders import subfolders
 from braintum.conversion.files.json_files import read_dataset_json
-from braintum.conversion.files.resampling import Resampling, read_resampled
-from braintum.conversion.files.volumes import Volume, VolumeError, dicom_files, files_of, read_case
+from braintum.conversion.files.volumes import VolumeError
 from braintum.conversion.format.cases import Case
 from braintum.conversion.format.class_names import canonical_name, means_healthy, unified_schema
+from braintum.conversion.format.pairs import named_pairs
 
 KIND = "folder"
 DEFAULT_NAME = "BrainTumours"
@@ -235,7 +238,7 @@ def convert(
         FileNotFoundError: no patients' folders in the source folder, or no table.
         ValueError: an option is not valid.
     """
-    patterns = _pairs(channel, "--channel", "T1ce='*t1c*'")
+    patterns = named_pairs(channel, "--channel", "T1ce='*t1c*'")
     if not patterns:
         raise ValueError("no channels; name at least one, for example --channel T1ce='*t1c*'")
     label_values = None if labels is None else _label_values(labels)
@@ -344,21 +347,9 @@ def _in_order_of(request: ConversionRequest, dataset_id: int, patterns: Mapping[
     return {name: patterns[name] for name in names}
 
 
-def _pairs(texts: Sequence[str], option: str, example: str) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for text in texts:
-        name, _, value = (part.strip() for part in text.partition("="))
-        if not name or not value:
-            raise ValueError(f"{option} {text!r} is not of the form NAME=VALUE; write {example}")
-        if name in pairs:
-            raise ValueError(f"{option}: {name!r} is there twice; choose another name")
-        pairs[name] = value
-    return pairs
-
-
 def _label_values(labels: Sequence[str]) -> dict[str, int]:
     values = {}
-    for name, text in _pairs(labels, "--labels", "core=1").items():
+    for name, text in named_pairs(labels, "--labels", "core=1").items():
         if not re.fullmatch(r"[0-9]+", text) or int(text) == 0 or name in ("background", "ignore"):
             raise ValueError(f"--labels {name}={text}: values are whole numbers above 0 (0 is background); correct it")
         values[name] = int(text)

@@ -132,22 +132,23 @@ def unused_input(folder: Path, used: Iterable[Path], output: Path, not_needed: S
     return dict(zip((path.relative_to(folder).as_posix() for path in paths), sentences, strict=True))
 
 
-def write_left_out(file: Path, failed: Mapping[str, str], source: Path, others: Iterable[str] = ()) -> None:
+def write_left_out(file: Path, failed: Mapping[str, str], source: Path, others: Iterable[str] | None = ()) -> None:
     """Write ``left_out.json``: case → what is wrong with it; without any, remove an earlier one.
 
     Args:
         file: to write.
         failed: of this run.
-        source: folder of the input, which the sentences are to name no longer.
-        others: cases of other runs that share the output, whose entries are kept.
+        source: folder of the input, which names and sentences are to hold no longer.
+        others: cases of other runs that share the output, whose entries are kept; None keeps all.
     """
-    entries = {name: fault.replace(f"{source}{os.sep}", "") for name, fault in failed.items()}
+    prefix = f"{source}{os.sep}"
+    entries = {name.removeprefix(prefix): fault.replace(prefix, "") for name, fault in failed.items()}
     try:
         earlier = read_json(file, "it is written anew")
     except (FileNotFoundError, ValueError):
         earlier = None
     if isinstance(earlier, dict):
-        entries |= {name: earlier[name] for name in others if name in earlier}
+        entries |= {name: earlier[name] for name in (earlier if others is None else others) if name in earlier}
     if entries:
         write_json_atomic(file, dict(sorted(entries.items())))
     else:

@@ -10,9 +10,9 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from braintum.architectures.input_channels import num_network_channels
+from braintum.conversion.building.resampling import Resampling, files_on_one_grid
 from braintum.conversion.files.file_checks import DamagedFileError
 from braintum.conversion.files.orientation import plane_across
-from braintum.conversion.files.resampling import Resampling, files_on_one_grid
 from braintum.conversion.files.volumes import VolumeError, check_images
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
 from braintum.inference.models.two_models import check_same_input, preprocessed_alike

@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from braintum.conversion.building import resampling
+from braintum.conversion.building.resampling import (
+    Resampling,
+    extent_of,
+    files_on_one_grid,
+    read_resampled,
+    transform_of,
+)
 from braintum.conversion.cli import main
-from braintum.conversion.files import resampling
-from braintum.conversion.files.resampling import Resampling, extent_of, files_on_one_grid, read_resampled, transform_of
 from braintum.conversion.files.volumes import VolumeError, geometry_differences
 
 NAMES = ("T1ce", "FLAIR")

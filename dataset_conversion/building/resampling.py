@@ -16,14 +16,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from braintum.conversion.files.volumes import (
-    Volume,
-    VolumeError,
-    geometry_differences,
-    image_like,
-    read_volumes,
-    whole_numbers,
-)
+from braintum.conversion.building.volume_reading import Volume, read_volumes
+from braintum.conversion.files.volumes import VolumeError, geometry_differences, image_like, whole_numbers
 
 FULL_COVERAGE = 0.9
 """A share of the reference grid below which a remark says that a channel does not cover it."""
@@ -97,7 +91,7 @@ def read_resampled(
     moves with the channel on whose grid it was drawn.
 
     Args:
-        channels: as of `volumes.read_case`.
+        channels: as of `volume_reading.read_case`.
         mask: likewise.
         map_labels: likewise.
         resampling: onto which grid, and how.
@@ -106,7 +100,7 @@ def read_resampled(
         VolumeError: a volume cannot be read, does not overlap with the reference, or cannot be registered; or the mask
             vanishes on its grid, or was drawn on the grid of no channel that was registered.
     """
-    volumes, problems = read_volumes([*channels, *([mask] if mask else [])])
+    volumes, problems = read_volumes(channels, mask)
     if problems:
         raise VolumeError(*problems)
     images, target = [volumes[path] for path in channels], channels[resampling.reference]
