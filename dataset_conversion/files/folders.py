@@ -140,10 +140,15 @@ def image_kind(path: Path) -> str:
             start = zlib.decompressobj(31).decompress(start, _START)
         except zlib.error:
             start = b""
-    if start[128:132] == b"DICM" or _BARE_DICOM.match(start):
+    if is_dicom_start(start):
         return "" if _DICOM_WITHOUT_IMAGE.search(start) else "DICOM"
     named = path.name.lower().endswith(IMAGE_ENDINGS) and not path.name.startswith(".")
     return "an image" if named or _is_volume(start) or _is_picture(path) else ""
+
+
+def is_dicom_start(start: bytes) -> bool:
+    """Whether a file begins as DICOM does: with its mark after 128 bytes, or without it with the first elements."""
+    return start[128:132] == b"DICM" or bool(_BARE_DICOM.match(start))
 
 
 def _real(path: str | Path) -> Path:

@@ -1,0 +1,1 @@
+"""DICOM studies in and results out. Needs the packages of the extra ``dicom``."""
