@@ -4,6 +4,7 @@ A name that no table here holds gets a code of the private scheme ``99BRAINTUM``
 (PS3.16, chapter 8), and keeps its name as meaning.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,8 +49,11 @@ _COLOURS = (  # sRGB: red, yellow, green, blue, magenta, cyan, as BraTS's viewer
 
 
 def private_code(name: str) -> Code:
-    """A local code; its value has 16 characters at most."""
-    return Code(name.upper()[:16], PRIVATE_SCHEME, name.replace("_", " ")[:64])
+    """A local code; its value may have 16 characters at most, so that of longer names ends in a hash."""
+    value = name.upper().replace(" ", "_")
+    if len(value) > 16:
+        value = f"{value[:9]}_{hashlib.sha256(name.encode()).hexdigest()[:6].upper()}"
+    return Code(value, PRIVATE_SCHEME, name.replace("_", " ")[:64])
 
 
 def label_code(name: str) -> Code:

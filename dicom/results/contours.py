@@ -35,6 +35,7 @@ def structure_set(predicted: PredictedSeries) -> pydicom.Dataset:
     dataset.StructureSetDescription = DISCLAIMER
     dataset.StructureSetDate, dataset.StructureSetTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
     dataset.ApprovalStatus = "UNAPPROVED"
+    dataset.OperatorsName = None
     dataset.PositionReferenceIndicator = None
     dataset.FrameOfReferenceUID = frame_of_reference
     dataset.ReferencedFrameOfReferenceSequence = [_referenced_images(predicted)]
@@ -56,7 +57,7 @@ def structure_set(predicted: PredictedSeries) -> pydicom.Dataset:
         dataset.ROIContourSequence.append(contours)
         observation = Dataset()
         observation.ObservationNumber = observation.ReferencedROINumber = number
-        observation.RTROIInterpretedType = "NONE"
+        observation.RTROIInterpretedType = None
         observation.ROIInterpreter = None
         dataset.RTROIObservationsSequence.append(observation)
     return dataset

@@ -26,6 +26,7 @@ def secondary_capture(predicted: PredictedSeries) -> sc.SCImage:
         **predicted.identity("SC"),
     )
     image.PatientOrientation = None
+    image.BodyPartExamined = "BRAIN"
     image.copy_patient_and_study_information(reference)
     image.ImageComments = text[:10240]
     image.DerivationDescription = DISCLAIMER

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import pydicom
 from highdicom import sr
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from braintum.dicom.results.codes import ANATOMY, NEOPLASM, class_code, label_code, private_code
+from braintum.dicom.results.codes import ANATOMY, NEOPLASM, PRIVATE_SCHEME, class_code, label_code, private_code
 from braintum.dicom.results.measurements import Measurements, measure
 from braintum.dicom.results.prediction import DISCLAIMER, MANUFACTURER, PredictedSeries
 from braintum.dicom.results.segmentation import tracking_id
@@ -51,6 +52,7 @@ def structured_report(predicted: PredictedSeries, segmentation: pydicom.Dataset 
         evidence=[*instances, *([] if segmentation is None else [segmentation])],
         content=content[0],
         is_complete=True,
+        coding_schemes=[CodingSchemeIdentificationItem(PRIVATE_SCHEME, name="Local codes of braintum")],
         **predicted.identity("SR"),
     )
     return report
