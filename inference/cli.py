@@ -10,6 +10,8 @@ from typing import Any
 from braintum.commands.command import EXIT_SOME_FAILED, run_command
 from braintum.commands.model_arguments import DEFAULT_CHECKPOINT, add_model_arguments, fold, model_folder
 from braintum.commands.provenance import without_folders
+from braintum.conversion.files.folders import holds_studies
+from braintum.inference.predict_studies import predict_studies
 from braintum.inference.prediction.aggregation_modes import AGGREGATION_MODES
 from braintum.inference.prediction.input_files import LEFT_OUT_FILE, check_folder, check_input, check_output
 
@@ -20,13 +22,34 @@ def build_parser() -> argparse.ArgumentParser:
         prog="braintum_predict",
         description="Predict segmentation and tumour type of every image in a folder. Without a model of your own (-m, "
         "or -d and -c) a ready one predicts pictures, DICOM slices and volumes of any names; see braintum_models. With "
-        "one: every case in a folder, with nnU-Net's preprocessing, "
-        "sliding window and mirroring. Writes the segmentations that nnUNetv2_predict would write (to rounding; with "
+        "one: every case in a folder, with nnU-Net's preprocessing, sliding window and mirroring. Both take DICOM as "
+        "archives export it, in a folder or a ZIP file: each study is a case, and the series of each channel is chosen "
+        "by its header. Writes the segmentations that nnUNetv2_predict would write (to rounding; with "
         "--exact, the same files), classes/<case>.json and classes.csv; with --cases also patients.csv. One model does "
         "both, or a second one (--class-model) predicts the classes.",
     )
-    parser.add_argument("-i", metavar="INPUT", help="folder of images; of your own model's named CASE_0000.<ending>, …")
+    parser.add_argument(
+        "-i",
+        metavar="INPUT",
+        help="folder of images; of your own model's named CASE_0000.<ending>, …; or folder or ZIP file of DICOM studies",
+    )
     parser.add_argument("-o", metavar="OUTPUT", help="output folder")
+    dicom = parser.add_argument_group("DICOM studies", "where the headers do not tell which series is which channel")
+    dicom.add_argument(
+        "--channel",
+        action="append",
+        default=[],
+        metavar="NAME=PATTERN",
+        help="a channel of the model and the description of its series, such as T1ce='*mprage*km*', or its "
+        "SeriesInstanceUID; repeat it for more",
+    )
+    dicom.add_argument(
+        "--series-table",
+        metavar="TABLE",
+        help="the same for each study: CSV or Excel with a column study (StudyInstanceUID, or name of the case) and a "
+        "column a channel",
+    )
+    dicom.add_argument("--reference", metavar="CHANNEL", help="on whose grid all is predicted; default: the first")
     ready = parser.add_argument_group("ready model", "used where neither -m nor -d is given")
     ready.add_argument("--model", metavar="NAME", help="one of `braintum_models list`; default: braintum's own")
     ready.add_argument("--card", action="store_true", help="print what the model is, how good, and what it is not for")
@@ -120,6 +143,15 @@ def predict(argv: list[str] | None = None) -> int:
     if args.i is None or args.o is None:
         parser.error("the following arguments are required: -i, -o")
     check_output(Path(args.o), Path(args.i))
+    if holds_studies(Path(args.i)):
+        return predict_studies(args, has_own_model, _predict_files)
+    if args.channel or args.series_table or args.reference:
+        raise ValueError(f"{args.i} holds no DICOM studies, which --channel, --series-table and --reference are about")
+    return _predict_files(args, has_own_model)
+
+
+def _predict_files(args: argparse.Namespace, has_own_model: bool) -> int:
+    """Predict a folder of images with a ready model or one's own."""
     if not has_own_model:
         return _predict_with_ready_model(args)
     if not 0 <= args.part_id < args.num_parts:

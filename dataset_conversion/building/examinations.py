@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from braintum.conversion.building.volume_reading import DicomVolume, Volume, dicom_files, dicom_series
 from braintum.conversion.files.folders import subfolders, walk
-from braintum.conversion.files.volumes import DicomSeries, Volume, dicom_files, dicom_series, is_volume_file
+from braintum.conversion.files.volumes import is_volume_file
 from braintum.conversion.format.dates import iso_date
 
 
@@ -63,14 +64,14 @@ class Examination:
         names = []
         for volume in volumes:
             place = place_of(volume).relative_to(self.folder).as_posix()
-            series = volume.title if isinstance(volume, DicomSeries) else ""
+            series = "" if isinstance(volume, Path) else volume.title
             names.append(f"{place} ({series})" if series and place != "." else series or place)
         return ", ".join(names)
 
 
 def place_of(volume: Volume) -> Path:
     """Returns the file or folder of a volume."""
-    return volume.folder if isinstance(volume, DicomSeries) else volume
+    return volume if isinstance(volume, Path) else Path(str(volume.files[0])).parent
 
 
 def find_examinations(folder: Path, patterns: Mapping[str, str], mask: str | None) -> list[Examination]:
@@ -94,24 +95,28 @@ def find_examinations(folder: Path, patterns: Mapping[str, str], mask: str | Non
     if not loose and (len(complete) > 1 or (complete and not found)):
         inside = [part.folder for part in parts if any(part.chosen.values())]
         return [examination for path in inside for examination in find_examinations(path, patterns, mask)]
-    series = [volume for volume in found if isinstance(volume, DicomSeries)]
-    studies = sorted({(one.patient, one.study) for one in series})
+    series = [volume for volume in found if not isinstance(volume, Path)]
+    studies = sorted(set(map(_study, series)))
     if len(series) == len(found) and len(studies) > 1:
         return [_of_study(whole, *study) for study in studies]
     return [whole]
 
 
 def _of_study(whole: Examination, patient: str, study: str) -> Examination:
-    def within(volumes: Sequence[Volume]) -> list[DicomSeries]:
-        series = [volume for volume in volumes if isinstance(volume, DicomSeries)]
-        return [one for one in series if (one.patient, one.study) == (patient, study)]
+    def within(volumes: Sequence[Volume]) -> list[DicomVolume]:
+        series = [volume for volume in volumes if not isinstance(volume, Path)]
+        return [one for one in series if _study(one) == (patient, study)]
 
     chosen = {name: within(volumes) for name, volumes in whole.chosen.items()}
-    date = next(iso_date(series.date) for volumes in chosen.values() for series in volumes)
+    date = next(iso_date(series.facts.get("StudyDate", "")) for volumes in chosen.values() for series in volumes)
     volumes = within(whole.volumes)
     return replace(
         whole, chosen=chosen, masks=within(whole.masks), volumes=volumes, patient=patient, date=date or study
     )
+
+
+def _study(volume: DicomVolume) -> tuple[str, str]:
+    return volume.facts.get("PatientID", ""), volume.facts.get("StudyInstanceUID", "")
 
 
 def _match(folder: Path, patterns: Mapping[str, str], mask: str | None) -> Examination:
@@ -148,5 +153,5 @@ def _named(volumes: Sequence[Path], pattern: str, folder: Path) -> list[Path]:
     return [path for path in volumes if fnmatchcase(name(path).lower(), pattern.lower())]
 
 
-def _described(series: Sequence[DicomSeries], pattern: str) -> list[DicomSeries]:
+def _described(series: Sequence[DicomVolume], pattern: str) -> list[DicomVolume]:
     return [one for one in series if any(fnmatchcase(name.lower(), pattern.lower()) for name in one.names)]

@@ -5,6 +5,7 @@ here, under the names that single-frame objects have for the same.
 """
 
 import io
+import math
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -47,6 +48,9 @@ _KEPT = (
     *("ImagePositionPatient", "ImageOrientationPatient", "PhotometricInterpretation"),
     *("RescaleSlope", "RescaleIntercept", "BitsStored", "HighBit", "PixelRepresentation"),
 )
+_GEOMETRY = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
+"""How many numbers each has."""
+_NUMBERS = ("DS", "IS", "FD", "FL", "US", "SS", "UL", "SL")
 _NAMES = {tag_for_keyword(name): _ENHANCED_NAMES.get(name, name) for name in (*_KEPT, *_ENHANCED_NAMES)}
 
 
@@ -133,16 +137,29 @@ def _flattened(group: pydicom.Dataset) -> dict[str, Any]:
 
 
 def _plain(dataset: pydicom.Dataset) -> dict[str, Any]:
-    """The values of a data set that are kept, as Python's own types; empty ones are left out."""
+    """The values of a data set that are kept, as Python's own types; empty ones are left out, and faulty ones.
+
+    Raises:
+        ValueError: one is faulty without which there is no volume.
+    """
     found = {}
     for tag in dataset.keys() & _NAMES.keys():  # others need not be decoded
-        element = dataset[tag]
-        if element.value not in (None, "", []):
-            found[_NAMES[tag]] = "given" if element.VR == "SQ" else _value(element.value)
+        name = _NAMES[tag]
+        try:
+            element = dataset[tag]
+            if element.value in (None, "", []):
+                continue
+            found[name] = "given" if element.VR == "SQ" else _value(element.value, element.VR in _NUMBERS)
+            if name in _GEOMETRY and not (len(found[name]) == _GEOMETRY[name] and all(map(math.isfinite, found[name]))):
+                raise ValueError("no such numbers")
+        except Exception as error:
+            if name in (*_GEOMETRY, "Rows", "Columns", "RescaleSlope", "RescaleIntercept"):
+                raise ValueError(f"{name} is faulty") from error
+            found.pop(name, None)
     return found
 
 
-def _value(value: Any) -> Any:
+def _value(value: Any, is_number: bool) -> Any:
     if isinstance(value, MultiValue):
-        return tuple(_value(one) for one in value)
-    return str(value).strip() if isinstance(value, str) else float(value)
+        return tuple(_value(one, is_number) for one in value)
+    return float(value) if is_number else str(value).strip()

@@ -125,7 +125,7 @@ class SeriesFiles:
         """
         files, grid = self.files, self.grid
         instances = tuple(read_dataset(file) for file in files)
-        pixels = [_pixels(file, dataset) for file, dataset in zip(files, instances, strict=True)]
+        pixels = [pixels_of(file, dataset) for file, dataset in zip(files, instances, strict=True)]
         places = tuple((files.index(frame.file), frame.number) for frame in self.frames)
         slices = [
             _rescaled(pixels[index][number - 1], frame)
@@ -220,7 +220,7 @@ def _check_tilt(where: str, offsets: np.ndarray, pixel: float) -> None:
         )
 
 
-def _pixels(file: Place, dataset: pydicom.Dataset) -> np.ndarray:
+def pixels_of(file: Place, dataset: pydicom.Dataset) -> np.ndarray:
     """Stored values, (frames, Y, X), without bits that do not belong to them; bright is large."""
     with readable(file):
         try:

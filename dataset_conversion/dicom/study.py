@@ -19,7 +19,7 @@ import pydicom
 from braintum.conversion.dicom.frames import Frame, Place, frames_of, read_dataset
 from braintum.conversion.dicom.series import Grid, SeriesFiles, position_along_normal, sorted_along_normal
 from braintum.conversion.files.file_checks import MAX_BYTES
-from braintum.conversion.files.folders import IMAGE_ENDINGS, is_dicom_start, walk
+from braintum.conversion.files.folders import DICOM_ENDINGS, IMAGE_ENDINGS, is_dicom_start, walk
 from braintum.conversion.files.volumes import DIRECTION_TOLERANCE, VolumeError
 
 SEGMENTATION = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -94,6 +94,8 @@ def find_series(source: Path, directly: bool = False) -> FoundSeries:
     frames: dict[str, list[Frame]] = defaultdict(list)
     for file in _files(Path(source), directly):
         try:
+            if file.name.upper() == "DICOMDIR":  # the list of files on a medium, which may be stale
+                continue
             if not _is_dicom(file):
                 if file.name.lower().endswith(IMAGE_ENDINGS):
                     found.left_out[str(file)] = "no DICOM file, although its name is that of an image"
@@ -141,7 +143,7 @@ def _files(source: Path, directly: bool) -> Iterator[Place]:
 def _is_dicom(file: Place) -> bool:
     try:
         with file.open("rb") as stream:
-            return is_dicom_start(stream.read(132)) or file.name.lower().endswith((".dcm", ".ima"))
+            return is_dicom_start(stream.read(132)) or file.name.lower().endswith(DICOM_ENDINGS)
     except (zipfile.BadZipFile, zipfile.zlib.error, EOFError) as error:
         raise VolumeError(f"{file}: damaged within the archive ({error})") from error
 
@@ -149,8 +151,6 @@ def _is_dicom(file: Place) -> bool:
 def _take(file: Place, header: pydicom.Dataset, frames: dict[str, list[Frame]], found: FoundSeries) -> None:
     """Puts a file where it belongs."""
     kind = header.SOPClassUID
-    if kind == "1.2.840.10008.1.3.10":  # the list of files on a medium, which may be stale
-        return
     listed = frames_of(file, header)
     if kind in (*SEGMENTATION, STRUCTURE_SET):
         found.masks.append(MaskFile(file, dict(listed[0].facts)))
@@ -180,23 +180,20 @@ def _add_volumes(frames: Sequence[Frame], found: FoundSeries) -> None:
     except VolumeError as error:
         found.left_out[where] = str(error)
         return
-    for part in parts:
-        name = part.part
-        if len(parts) > 1:
-            shape = "{Columns:.0f}x{Rows:.0f}".format(**part.facts)
-            name = f"{name}, " * bool(name) + f"{len(part.frames)} slices of {shape}" if not _tells(parts) else name
-        volume = replace(part, part=name)
+    for number, part in enumerate(parts, start=1):
+        volume = part if len({one.part for one in parts}) == len(parts) else replace(part, part=_shape(part, number))
         try:
             Grid.of(volume)
         except VolumeError as error:
-            found.left_out[f"{where}{f' {name}' if name else ''}"] = str(error)
+            found.left_out[f"{where}{f' {volume.part}' if volume.part else ''}"] = str(error)
         else:
             found.series.append(volume)
 
 
-def _tells(parts: Sequence[SeriesFiles]) -> bool:
-    """Whether the parts of a series have names, each its own."""
-    return len({part.part for part in parts} - {""}) == len(parts)
+def _shape(series: SeriesFiles, number: int) -> str:
+    """A name for one of the volumes of a series that have different shapes."""
+    size = "{Columns:.0f}×{Rows:.0f}".format(**series.facts)
+    return ", ".join(filter(None, (series.part, f"volume {number}: {len(series.frames)} slices of {size}")))
 
 
 def _without_copies(frames: Sequence[Frame], found: FoundSeries) -> list[Frame]:

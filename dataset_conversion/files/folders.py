@@ -8,6 +8,7 @@ reading it to fail and to say so; a folder that cannot be listed has nothing in 
 import os
 import re
 import struct
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,8 +17,9 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+DICOM_ENDINGS = (".dcm", ".ima")
 IMAGE_ENDINGS = (
-    *(".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".dcm", ".ima"),
+    *(".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", *DICOM_ENDINGS),
     *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"),
 )
 _PICTURE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
@@ -149,6 +151,26 @@ def image_kind(path: Path) -> str:
 def is_dicom_start(start: bytes) -> bool:
     """Whether a file begins as DICOM does: with its mark after 128 bytes, or without it with the first elements."""
     return start[128:132] == b"DICM" or bool(_BARE_DICOM.match(start))
+
+
+def has_dicom_beginning(file: Path) -> bool:
+    """Whether a file begins as DICOM does; a file that cannot be opened does not."""
+    try:
+        with open(file, "rb") as stream:
+            return is_dicom_start(stream.read(_START))
+    except OSError:
+        return False
+
+
+def holds_studies(source: Path) -> bool:
+    """Whether a source is a ZIP archive, or a folder with DICOM files in any nesting and no others directly in it."""
+    if not source.is_dir():
+        return source.is_file() and zipfile.is_zipfile(source)
+    others = tuple(ending for ending in IMAGE_ENDINGS if ending not in DICOM_ENDINGS)
+    files = [path for path in walk(source) if path.is_file()]
+    if any(path.parent == source and path.name.lower().endswith(others) for path in files):
+        return False
+    return any(path.name.lower().endswith(DICOM_ENDINGS) or has_dicom_beginning(path) for path in files)
 
 
 def _real(path: str | Path) -> Path:

@@ -1,11 +1,11 @@
-"""Reading, checking and writing of volumes: NIfTI, NRRD, MetaImage and DICOM series.
+"""Reading, checking and writing of files of volumes: NIfTI, NRRD and MetaImage.
 
 Everything here keeps the geometry: spacing, origin and direction of a written volume are those of the read one.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -13,38 +13,21 @@ import SimpleITK as sitk
 from braintum.commands.errors import InputError
 from braintum.conversion.files.atomic import atomic_path
 from braintum.conversion.files.file_checks import DamagedFileError, check_file, check_name
+from braintum.conversion.files.folders import DICOM_ENDINGS
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-DICOM_ENDINGS = (".dcm", ".ima")
 
 SPACING_TOLERANCE_MM = 0.001
 ORIGIN_TOLERANCE_MM = 0.01
 DIRECTION_TOLERANCE = 0.001
 """Of direction cosines. Volumes on one grid differ by less, through the rounding of their file formats."""
-SLICE_DISTANCE_TOLERANCE = 0.02
-"""Of the median distance between the slices of a DICOM series: positions are rounded to text in the files."""
-
 MIN_SPACING_MM = 0.01
 """Finer than any scanner of heads: the header's unit is not mm."""
-
-_POSITION, _ORIENTATION = "0020|0032", "0020|0037"
-"""DICOM tags: image position and image orientation (patient)."""
-_NAMES = ("0008|103e", "0018|1030", "0018|0024")
-"""SeriesDescription, ProtocolName, SequenceName."""
-_STUDY = ("0010|0020", "0020|000d", "0008|0020")
-"""PatientID, StudyInstanceUID, StudyDate."""
-_DESCRIPTIONS = (*_NAMES, *_STUDY)
-
 
 _SHEARED = (
     "its axes are not at right angles (sheared, or singular): write it on a grid with right angles, by resampling with "
     "FSL's flirt or ANTs, for instance, or export it again without shear (from the registration or gantry tilt)"
 )
-_NO_IMAGES = {
-    b"1.2.840.10008.5.1.4.1.1.66.4": "a DICOM segmentation object (SEG), whose frames are segments and not slices",
-    b"1.2.840.10008.5.1.4.1.1.481.3": "a DICOM structure set (RTSTRUCT), contours and no image",
-}
-"""SOP classes that stand in the first bytes of a file."""
 
 
 class VolumeError(InputError):
@@ -59,111 +42,29 @@ class VolumeError(InputError):
         self.problems = problems
 
 
-@dataclass(frozen=True)
-class DicomSeries:
-    """A DICOM series, alone or with others in its folder.
-
-    Attributes:
-        folder: with its files.
-        uid: SeriesInstanceUID.
-        names: SeriesDescription, ProtocolName and SequenceName, as far as they are there.
-        patient: PatientID.
-        study: StudyInstanceUID.
-        date: StudyDate.
-    """
-
-    folder: Path
-    uid: str
-    names: tuple[str, ...] = ()
-    patient: str = ""
-    study: str = ""
-    date: str = ""
-
-    @property
-    def title(self) -> str:
-        """What a person calls it."""
-        return self.names[0] if self.names else self.uid
-
-    def __str__(self) -> str:
-        return f"{self.folder} ({self.title})"
-
-
-Volume = Path | DicomSeries
-"""A file, the folder of the only DICOM series in it, or a series."""
-
-
 def is_volume_file(path: Path) -> bool:
     """Tells by its name whether a file is a volume; hidden files (`._x.nii.gz` of macOS) are not."""
     return not path.name.startswith(".") and path.name.lower().endswith(VOLUME_ENDINGS)
 
 
-def dicom_files(folder: Path) -> list[Path]:
-    """Returns the DICOM files directly in a folder, sorted: by their ending, or by the mark within them."""
-    return [path for path in sorted(folder.iterdir()) if path.is_file() and _is_dicom(path)]
-
-
-def _is_dicom(path: Path) -> bool:
-    if path.name.startswith(".") or path.name == "DICOMDIR" or is_volume_file(path):
-        return False
-    if path.name.lower().endswith(DICOM_ENDINGS):
-        return True
-    with open(path, "rb") as file:
-        file.seek(128)
-        return file.read(4) == b"DICM"
-
-
-def dicom_series(folder: Path) -> list[DicomSeries]:
-    """Returns the DICOM series directly in a folder, by their descriptions; none where the path is not valid text."""
-    try:
-        check_name(folder)
-    except DamagedFileError:
-        return []  # of which reading will tell
-    found = []
-    for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)):
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)[0])
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError:
-            continue
-        tags = {tag: reader.GetMetaData(tag).strip() for tag in reader.GetMetaDataKeys() if tag in _DESCRIPTIONS}
-        names = tuple(tags[tag] for tag in _NAMES if tags.get(tag))
-        found.append(DicomSeries(folder, uid, names, *(tags.get(tag, "") for tag in _STUDY)))
-    return sorted(found, key=lambda series: (series.title, series.uid))
-
-
-def files_of(volume: Volume) -> list[Path]:
-    """Returns the files that a volume consists of: the file itself, or those of a DICOM series."""
-    if isinstance(volume, DicomSeries):
-        names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(volume.folder), volume.uid)
-        return [Path(name) for name in names]
-    return dicom_files(volume) if volume.is_dir() else [volume]
-
-
-def read_volume(path: Volume) -> sitk.Image:
+def read_volume(path: Path) -> sitk.Image:
     """Reads one volume.
 
     Args:
-        path: a file, the folder of a DICOM series, or a series.
+        path: a file.
 
     Returns:
         A 3-D image with one finite value a voxel. (In NIfTI files ITK, and thus nnU-Net, reads NaN and infinity as 0.)
 
     Raises:
-        VolumeError: it cannot be read, is not such an image, or is a DICOM series with gaps or more than one series.
+        VolumeError: it cannot be read, or is not such an image.
     """
-    if isinstance(path, DicomSeries):
-        names = _series_files(path.folder, path.uid)
-    else:
-        names = _series_files(path) if path.is_dir() and not is_volume_file(path) else [str(path)]
     try:
-        for name in names:
-            check_file(name)
+        check_file(path)
     except DamagedFileError as error:
         raise VolumeError(f"{error}; copy or export it again") from error
-    _check_is_image(names[0])
     try:
-        image = sitk.ReadImage(names[0]) if len(names) == 1 else sitk.ReadImage(names)
+        image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise VolumeError(_unreadable(path, error)) from error
     if image.GetDimension() != 3:
@@ -179,100 +80,6 @@ def read_volume(path: Volume) -> sitk.Image:
     return image
 
 
-def _series_files(folder: Path, uid: str = "") -> list[str]:
-    """Returns the files of a DICOM series in a folder, in the order of their positions.
-
-    Args:
-        folder: to look in.
-        uid: of the series; empty: of the only one.
-
-    Raises:
-        VolumeError: there is no such series, there are several to choose from, or its slices are not parallel and
-            evenly spaced.
-    """
-    try:
-        check_name(folder)
-    except DamagedFileError as error:
-        raise VolumeError(str(error)) from error
-    files = dicom_files(folder)
-    for file in files:
-        _check_is_image(file)
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)) if files else ()
-    if not series or uid not in ("", *series):
-        raise VolumeError(f"{folder}: no readable DICOM series; export it again")
-    if len(series) > 1 and not uid:
-        raise VolumeError(
-            f"{folder}: holds {len(series)} DICOM series mixed with each other; put each into a folder of its own, or "
-            "choose one by a pattern of its SeriesDescription"
-        )
-    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid or series[0])
-    if len(names) != len(files) and len(series) == 1:
-        raise VolumeError(
-            f"{folder}: {len(files) - len(names)} of {len(files)} DICOM files do not belong to the series or are "
-            "damaged; remove them, or export the series again"
-        )
-    if len(names) > 1:
-        _check_slices(folder, names)
-    return list(names)
-
-
-def _check_is_image(file: str | Path) -> None:
-    """Refuses DICOM objects that no reader of images reads as they are meant."""
-    with open(file, "rb") as stream:
-        start = stream.read(2048)
-    if start[128:132] != b"DICM":
-        return
-    for identifier, what in _NO_IMAGES.items():
-        if identifier in start:
-            raise VolumeError(
-                f"{file}: {what}; write it as a label map (NIfTI) on the image's grid first, with 3D Slicer or dcmqi's "
-                "segimage2itkimage, for instance"
-            )
-
-
-def _check_slices(folder: Path, names: Sequence[str]) -> None:
-    positions, orientations, sizes = [], [], set()
-    for name in names:
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(name)
-        try:
-            reader.ReadImageInformation()
-            positions.append(_numbers(reader.GetMetaData(_POSITION), 3))
-            orientations.append(_numbers(reader.GetMetaData(_ORIENTATION), 6))
-        except (RuntimeError, ValueError) as error:
-            raise VolumeError(
-                f"{name}: no position or orientation in the DICOM header; export the series again, as original images"
-            ) from error
-        sizes.add(reader.GetSize()[:2])
-    if len(sizes) > 1:
-        shown = ", ".join(f"{x}×{y}" for x, y in sorted(sizes))
-        raise VolumeError(f"{folder}: slices of different sizes ({shown}); export one series a folder")
-    if np.ptp(orientations, axis=0).max() > DIRECTION_TOLERANCE:
-        raise VolumeError(
-            f"{folder}: slices of different orientations (a localiser, or several series); export one series a folder"
-        )
-    normal = np.cross(orientations[0][:3], orientations[0][3:])
-    along = np.sort(np.asarray(positions) @ normal)
-    distances = np.diff(along)
-    usual = float(np.median(distances))
-    if (distances <= max(usual, 1.0) * 1e-3).any():
-        raise VolumeError(
-            f"{folder}: several slices at one position (time points, echoes, or copies); export one volume a folder"
-        )
-    if np.abs(distances - usual).max() > SLICE_DISTANCE_TOLERANCE * usual:
-        raise VolumeError(
-            f"{folder}: distances between slices are not the same ({distances.min():.3g} to {distances.max():.3g} mm, "
-            f"mostly {usual:.3g} mm): slices are missing or belong to another series; export the series again"
-        )
-
-
-def _numbers(text: str, count: int) -> list[float]:
-    values = [float(value) for value in text.split("\\")]
-    if len(values) != count:
-        raise ValueError(f"{len(values)} numbers instead of {count}")
-    return values
-
-
 def check_images(files: Sequence[str]) -> None:
     """Checks the channels of a case before they are read: the files, and that all lie on one grid.
 
@@ -283,7 +90,7 @@ def check_images(files: Sequence[str]) -> None:
         DamagedFileError: see :func:`braintum.conversion.files.file_checks.check_file`.
         VolumeError: their grids differ, or are none: nnU-Net would only warn of that.
     """
-    headers: dict[Volume, sitk.ImageFileReader] = {}
+    headers: dict[Path, sitk.ImageFileReader] = {}
     for file in files:
         check_name(Path(file))  # of pictures too: a table of cases could not hold it
         check_file(file)
@@ -317,7 +124,7 @@ def first_undamaged(files: Iterable[Path]) -> Path:
     raise ValueError(f"{fault}; nor is any other file beside it readable") from fault
 
 
-def _check_grid(path: Volume, image: sitk.Image | sitk.ImageFileReader) -> None:
+def _check_grid(path: object, image: sitk.Image | sitk.ImageFileReader) -> None:
     dimension = image.GetDimension()
     if dimension not in (2, 3):
         raise VolumeError(f"{path}: has {dimension} dimensions; a volume has 3: export each time point as a file")
@@ -330,7 +137,7 @@ def _check_grid(path: Volume, image: sitk.Image | sitk.ImageFileReader) -> None:
         raise VolumeError(f"{path}: a spacing of {finest:.3g} mm cannot be (metres, not mm?); correct the header")
 
 
-def geometry_problems(volumes: Mapping[Volume, sitk.Image | sitk.ImageFileReader]) -> list[str]:
+def geometry_problems(volumes: Mapping[Any, sitk.Image | sitk.ImageFileReader]) -> list[str]:
     """Compares the grids of volumes that belong together.
 
     Args:
@@ -372,7 +179,7 @@ def geometry_differences(one: sitk.Image | sitk.ImageFileReader, other: sitk.Ima
     return differences
 
 
-def whole_numbers(image: sitk.Image, path: Volume) -> np.ndarray:
+def whole_numbers(image: sitk.Image, path: object) -> np.ndarray:
     """Returns the values of a label map as integers, shape (Z, Y, X).
 
     Raises:
@@ -388,42 +195,6 @@ def whole_numbers(image: sitk.Image, path: Volume) -> np.ndarray:
             "interpolation; resample it with nearest neighbour, or threshold it"
         )
     return rounded.astype(np.int64)
-
-
-def read_case(
-    channels: Sequence[Volume], mask: Volume | None, map_labels: Callable[[np.ndarray, Volume], np.ndarray]
-) -> tuple[tuple[sitk.Image, ...], np.ndarray | None]:
-    """Reads and checks the volumes of a case, which have to lie on one grid.
-
-    Args:
-        channels: file, DICOM folder or DICOM series of each.
-        mask: likewise; None where there is none.
-        map_labels: makes the mask's whole numbers, shape (Z, Y, X), the labels of the data set; gets the path too, for
-            its errors, which are `VolumeError`.
-
-    Returns:
-        The channels, and the labels; None without a mask.
-
-    Raises:
-        VolumeError: with the problems of all of them.
-    """
-    volumes: dict[Volume, sitk.Image] = {}
-    problems: list[str] = []
-    for path in (*channels, *([mask] if mask else [])):
-        try:
-            volumes[path] = read_volume(path)
-        except VolumeError as error:
-            problems += error.problems
-    problems += geometry_problems(volumes) if len(volumes) > 1 else []
-    labels = None
-    if mask is not None and mask in volumes:
-        try:
-            labels = map_labels(whole_numbers(volumes[mask], mask), mask)
-        except VolumeError as error:
-            problems += error.problems
-    if problems:
-        raise VolumeError(*problems)
-    return tuple(volumes[path] for path in channels), labels
 
 
 def compact(array: np.ndarray) -> np.ndarray:
@@ -460,7 +231,7 @@ def spacing_text(spacing: Sequence[float]) -> str:
     return " ".join(f"{value:.6g}" for value in spacing)
 
 
-def _unreadable(path: str | Volume, error: RuntimeError) -> str:
+def _unreadable(path: object, error: RuntimeError) -> str:
     if "orthonormal" in str(error):  # ITK does not read such headers at all
         return f"{path}: {_SHEARED}"
     return f"{path}: not readable ({_last_line(error)}); copy or export it again"

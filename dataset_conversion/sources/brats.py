@@ -34,8 +34,9 @@ from braintum.conversion.building.raw_dataset import ConversionRequest, Conversi
 from braintum.conversion.building.slices import add_orientation_argument, add_slice_arguments, slice_choice
 from braintum.conversion.building.source_tables import read_rows
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
+from braintum.conversion.building.volume_reading import Volume, read_case
 from braintum.conversion.files.folders import walk
-from braintum.conversion.files.volumes import Volume, VolumeError, read_case
+from braintum.conversion.files.volumes import VolumeError
 from braintum.conversion.format.cases import Case
 from braintum.conversion.format.class_names import known_name, unified_schema
 from braintum.conversion.format.label_names import BRATS_LABELS, BRATS_REGIONS

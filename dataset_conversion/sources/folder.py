@@ -34,11 +34,13 @@ from braintum.conversion.building.raw_dataset import DATASET_FILE, ConversionReq
 from braintum.conversion.building.slices import PLANES, SliceChoice, add_orientation_argument
 from braintum.conversion.building.source_tables import Diagnoses, read_diagnoses
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
+from braintum.conversion.building.volume_reading import Volume, dicom_files, files_of, read_case
 from braintum.conversion.files.folders import subfolders
 from braintum.conversion.files.json_files import read_dataset_json
-from braintum.conversion.files.volumes import Volume, VolumeError, dicom_files, files_of, read_case
+from braintum.conversion.files.volumes import VolumeError
 from braintum.conversion.format.cases import Case
 from braintum.conversion.format.class_names import canonical_name, means_healthy, unified_schema
+from braintum.conversion.format.pairs import named_pairs
 
 KIND = "folder"
 DEFAULT_NAME = "BrainTumours"
@@ -206,7 +208,7 @@ def convert(
         FileNotFoundError: no patients' folders in the source folder, or no table.
         ValueError: an option is not valid.
     """
-    patterns = _pairs(channel, "--channel", "T1ce='*t1c*'")
+    patterns = named_pairs(channel, "--channel", "T1ce='*t1c*'")
     if not patterns:
         raise ValueError("no channels; name at least one, for example --channel T1ce='*t1c*'")
     label_values = None if labels is None else _label_values(labels)
@@ -307,21 +309,9 @@ def _in_order_of(request: ConversionRequest, dataset_id: int, patterns: Mapping[
     return {name: patterns[name] for name in names}
 
 
-def _pairs(texts: Sequence[str], option: str, example: str) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for text in texts:
-        name, _, value = (part.strip() for part in text.partition("="))
-        if not name or not value:
-            raise ValueError(f"{option} {text!r} is not of the form NAME=VALUE; write {example}")
-        if name in pairs:
-            raise ValueError(f"{option}: {name!r} is there twice; choose another name")
-        pairs[name] = value
-    return pairs
-
-
 def _label_values(labels: Sequence[str]) -> dict[str, int]:
     values = {}
-    for name, text in _pairs(labels, "--labels", "core=1").items():
+    for name, text in named_pairs(labels, "--labels", "core=1").items():
         if not re.fullmatch(r"[0-9]+", text) or int(text) == 0 or name in ("background", "ignore"):
             raise ValueError(f"--labels {name}={text}: values are whole numbers above 0 (0 is background); correct it")
         values[name] = int(text)

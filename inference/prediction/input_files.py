@@ -106,14 +106,14 @@ def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[dict[
     return cases, failed
 
 
-def write_left_out(file: Path, failed: Mapping[str, str], source: Path, others: Iterable[str] = ()) -> None:
+def write_left_out(file: Path, failed: Mapping[str, str], source: Path, others: Iterable[str] | None = ()) -> None:
     """Write ``left_out.json``: case → what is wrong with it; without any, remove an earlier one.
 
     Args:
         file: to write.
         failed: of this run.
         source: folder of the input, which the sentences are to name no longer.
-        others: cases of other runs that share the output, whose entries are kept.
+        others: cases of other runs that share the output, whose entries are kept; None keeps all.
     """
     entries = {name: fault.replace(f"{source}{os.sep}", "") for name, fault in failed.items()}
     try:
@@ -121,7 +121,7 @@ def write_left_out(file: Path, failed: Mapping[str, str], source: Path, others: 
     except (FileNotFoundError, ValueError):
         earlier = None
     if isinstance(earlier, dict):
-        entries |= {name: earlier[name] for name in others if name in earlier}
+        entries |= {name: earlier[name] for name in (earlier if others is None else others) if name in earlier}
     if entries:
         write_json_atomic(file, dict(sorted(entries.items())))
     else:

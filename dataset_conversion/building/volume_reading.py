@@ -1,0 +1,155 @@
+"""Reading of the volumes of a case, whatever they are: files of volumes, DICOM series, and DICOM masks."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, Union
+
+import numpy as np
+import SimpleITK as sitk
+
+from braintum.conversion.files.file_checks import DamagedFileError, check_name
+from braintum.conversion.files.folders import DICOM_ENDINGS, has_dicom_beginning
+from braintum.conversion.files.volumes import (
+    VolumeError,
+    geometry_problems,
+    is_volume_file,
+    read_volume,
+    whole_numbers,
+)
+
+if TYPE_CHECKING:  # needs pydicom, which is not always there
+    from braintum.conversion.dicom.series import SeriesFiles
+    from braintum.conversion.dicom.study import FoundSeries, MaskFile
+
+DicomVolume: TypeAlias = Union["SeriesFiles", "MaskFile"]
+Volume: TypeAlias = Union[Path, "SeriesFiles", "MaskFile"]
+"""A file, the folder of the only DICOM series or mask in it, a series, or a DICOM mask."""
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """Returns the DICOM files directly in a folder, sorted: by their ending, or by the mark within them."""
+    return [path for path in sorted(folder.iterdir()) if path.is_file() and _is_dicom(path)]
+
+
+def _is_dicom(path: Path) -> bool:
+    if path.name.startswith(".") or path.name == "DICOMDIR" or is_volume_file(path):
+        return False
+    return path.name.lower().endswith(DICOM_ENDINGS) or has_dicom_beginning(path)
+
+
+def dicom_series(folder: Path) -> list[DicomVolume]:
+    """Returns the DICOM series and masks directly in a folder; none where the path is not valid text."""
+    try:
+        found = _find(folder)
+    except VolumeError:
+        return []  # of which reading will tell
+    return [*found.series, *found.masks]
+
+
+def _find(folder: Path) -> "FoundSeries":
+    from braintum.conversion.dicom.study import find_series
+
+    try:
+        check_name(folder)
+    except DamagedFileError as error:
+        raise VolumeError(str(error)) from error
+    return find_series(folder, directly=True)
+
+
+def files_of(volume: Volume) -> list[Path]:
+    """Returns the files that a volume consists of: the file itself, or those of a DICOM series."""
+    if not isinstance(volume, Path):
+        return [Path(str(file)) for file in volume.files]
+    return dicom_files(volume) if volume.is_dir() else [volume]
+
+
+def _opened(volume: Volume) -> Volume:
+    """The only series, or mask, of a folder; anything else as it is."""
+    if not isinstance(volume, Path) or is_volume_file(volume) or not (volume.is_dir() or _is_dicom(volume)):
+        return volume
+    found = _find(volume)
+    volumes = [*found.series, *found.masks]
+    if len({one.facts.get("SeriesInstanceUID") for one in volumes}) > 1:
+        raise VolumeError(
+            f"{volume}: holds {len(volumes)} DICOM series mixed with each other ({_listed(volumes)}); put each into a "
+            "folder of its own, or choose one by a pattern of its SeriesDescription"
+        )
+    if found.left_out:
+        raise VolumeError(
+            f"{volume}: not one readable DICOM series: "
+            + "; ".join(f"{name}: {fault}" for name, fault in list(found.left_out.items())[:3])
+        )
+    if not volumes:
+        raise VolumeError(f"{volume}: no readable DICOM series; export it again")
+    if len(volumes) > 1:
+        raise VolumeError(
+            f"{volume}: its DICOM series holds {len(volumes)} volumes ({_listed(volumes)}); choose one by a pattern, "
+            "such as '*EchoTime 80', or export one a series"
+        )
+    return volumes[0]
+
+
+def _listed(volumes: Sequence[DicomVolume]) -> str:
+    return ", ".join(volume.title for volume in volumes)
+
+
+def read_any(volume: Volume) -> sitk.Image:
+    """Reads one volume of any kind.
+
+    Raises:
+        VolumeError: see :func:`braintum.conversion.files.volumes.read_volume`; or it is a DICOM series with gaps,
+            several series, or a mask.
+    """
+    opened = _opened(volume)
+    if isinstance(opened, Path):
+        return read_volume(opened)
+    if _is_mask(opened):
+        raise VolumeError(f"{opened.files[0]}: a DICOM segmentation or structure set, no image: name it with --mask")
+    return opened.read().image
+
+
+def _is_mask(volume: Volume) -> bool:
+    return hasattr(volume, "file")
+
+
+def read_case(
+    channels: Sequence[Volume], mask: Volume | None, map_labels: Callable[[np.ndarray, Volume], np.ndarray]
+) -> tuple[tuple[sitk.Image, ...], np.ndarray | None]:
+    """Reads and checks the volumes of a case, which have to lie on one grid.
+
+    Args:
+        channels: one or more.
+        mask: None where there is none.
+        map_labels: makes the mask's whole numbers, shape (Z, Y, X), the labels of the data set; gets the path too, for
+            its errors, which are `VolumeError`.
+
+    Returns:
+        The channels, and the labels; None without a mask.
+
+    Raises:
+        VolumeError: with the problems of all of them.
+    """
+    volumes: dict[Volume, sitk.Image] = {}
+    problems: list[str] = []
+    labels = None
+    for volume in channels:
+        try:
+            volumes[volume] = read_any(volume)
+        except VolumeError as error:
+            problems += error.problems
+    if mask is not None:
+        try:
+            opened = _opened(mask)
+            if not _is_mask(opened):
+                volumes[mask] = read_any(opened)
+                labels = map_labels(whole_numbers(volumes[mask], mask), mask)
+            elif channels[0] in volumes:
+                from braintum.conversion.dicom.masks import read_mask
+
+                labels = map_labels(read_mask(opened, volumes[channels[0]]), mask)
+        except VolumeError as error:
+            problems += error.problems
+    problems += geometry_problems(volumes) if len(volumes) > 1 else []
+    if problems:
+        raise VolumeError(*problems)
+    return tuple(volumes[volume] for volume in channels), labels
