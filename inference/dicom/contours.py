@@ -8,9 +8,9 @@ from highdicom.base import SOPClass
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage
 
-from braintum.dicom.results.codes import colour
-from braintum.dicom.results.measurements import outlines
-from braintum.dicom.results.prediction import DISCLAIMER, PredictedSeries
+from braintum.inference.dicom.codes import colour
+from braintum.inference.dicom.measurements import outlines
+from braintum.inference.dicom.prediction import DISCLAIMER, PredictedSeries
 
 
 def structure_set(predicted: PredictedSeries) -> pydicom.Dataset:

@@ -14,8 +14,8 @@ from pydicom.sr.codedict import codes
 
 from braintum.commands.provenance import content_hash
 from braintum.commands.version import __version__
-from braintum.dicom.results.codes import disjoint_labels
-from braintum.dicom.series import Series
+from braintum.inference.dicom.codes import disjoint_labels
+from braintum.conversion.dicom.series import Series
 
 DISCLAIMER = "research use, not for diagnosis"
 MANUFACTURER = "braintum"
@@ -64,7 +64,7 @@ class PredictedSeries:
         dataset_json: of the model, with its labels.
         result: what ``classes/<case>.json`` holds.
         model: that predicted.
-        others: series of further channels.
+        others: SOPInstanceUID of the images of further channels.
     """
 
     series: Series
@@ -72,7 +72,7 @@ class PredictedSeries:
     dataset_json: Mapping[str, Any]
     result: Mapping[str, Any]
     model: UsedModel
-    others: Sequence[Series] = ()
+    others: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         expected = self.series.image.GetSize()[::-1]
@@ -98,9 +98,7 @@ class PredictedSeries:
 
     def uid(self, what: str) -> str:
         """A UID that is the same for the same images and the same model (``2.25.``, PS3.5 B.2)."""
-        images = sorted(
-            str(instance.SOPInstanceUID) for series in (self.series, *self.others) for instance in series.instances
-        )
+        images = sorted([*self.others, *(str(instance.SOPInstanceUID) for instance in self.series.instances)])
         return stable_uid(what, __version__, self.model.checksum, content_hash(dict(self.result)), *images)
 
     def identity(self, kind: str) -> dict[str, Any]:

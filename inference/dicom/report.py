@@ -8,10 +8,10 @@ from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from braintum.dicom.results.codes import ANATOMY, NEOPLASM, PRIVATE_SCHEME, class_code, label_code, private_code
-from braintum.dicom.results.measurements import Measurements, measure
-from braintum.dicom.results.prediction import DISCLAIMER, MANUFACTURER, PredictedSeries
-from braintum.dicom.results.segmentation import tracking_id
+from braintum.inference.dicom.codes import ANATOMY, NEOPLASM, PRIVATE_SCHEME, class_code, label_code, private_code
+from braintum.inference.dicom.measurements import Measurements, measure
+from braintum.inference.dicom.prediction import DISCLAIMER, MANUFACTURER, PredictedSeries
+from braintum.inference.dicom.segmentation import tracking_id
 
 _RATIO = codes.UCUM.NoUnits
 _MM = Code("mm", "UCUM", "mm")

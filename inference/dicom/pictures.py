@@ -4,7 +4,7 @@ import numpy as np
 import SimpleITK as sitk
 from highdicom import sc
 
-from braintum.dicom.results.prediction import DISCLAIMER, PredictedSeries
+from braintum.inference.dicom.prediction import DISCLAIMER, PredictedSeries
 from braintum.inference.ready.overlay import draw_overlay
 from braintum.inference.ready.predict_images import summary
 
