@@ -20,28 +20,41 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="braintum_serve",
-        description="A DICOM node. It takes MR images by C-STORE, predicts a study when nothing more of it has come for "
-        "a while, and sends segmentation, report and picture to another node. Studies wait in a folder until that has "
-        "them, also when this node is stopped or killed. Research software: not for diagnosis.",
+        description="A DICOM node. It takes MR images by C-STORE, predicts a study when nothing more of it has come "
+        "for a while, and sends segmentation, report and picture to another node. Studies wait in a folder until it has them, "
+        " also when this node is stopped or killed. Research software: not for diagnosis.",
     )
     parser.add_argument("--aet", default="BRAINTUM", help="own AE title; default: %(default)s")
     parser.add_argument("--port", type=int, default=11112, help="to listen on; default: %(default)s")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all of this machine; default: %(default)s"
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 for all of this machine; default: %(default)s",
     )
     parser.add_argument(
         "--send-to", required=True, metavar="HOST:PORT:AET", help="node that gets the results, such as the archive"
     )
     parser.add_argument("--spool", required=True, metavar="FOLDER", help="where studies wait; holds patient data")
     parser.add_argument(
-        "--allow", nargs="+", default=[], metavar="AET", help="AE titles that may send; default: all that reach the port"
+        "--allow",
+        nargs="+",
+        default=[],
+        metavar="AET",
+        help="AE titles that may send; default: all that reach the port",
     )
     parser.add_argument(
-        "--quiet", type=float, default=30, metavar="SECONDS", help="a study is complete so long after its last image; "
-        "default: %(default)s",
+        "--quiet",
+        type=float,
+        default=30,
+        metavar="SECONDS",
+        help="a study is complete so long after its last image; default: %(default)s",
     )
     parser.add_argument(
-        "--keep", type=float, default=24, metavar="HOURS", help="keep a study so long when all is done, so that images "
+        "--keep",
+        type=float,
+        default=24,
+        metavar="HOURS",
+        help="keep a study so long when all is done, so that images "
         "that come late are predicted together with the others; default: %(default)s",
     )
     parser.add_argument("--max-studies", type=int, default=200, help="that wait; default: %(default)s")

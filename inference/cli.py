@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-i",
         metavar="INPUT",
-        help="folder of images; of your own model's named CASE_0000.<ending>, …; or folder or ZIP file of DICOM studies",
+        help="folder of images; of your own model's named CASE_0000.<ending>, …; or folder or ZIP of DICOM studies",
     )
     parser.add_argument("-o", metavar="OUTPUT", help="output folder")
     dicom = parser.add_argument_group("DICOM studies")
@@ -43,8 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=PATTERN",
-        help="where the headers do not tell: a channel of the model and the description of its series, such as T1ce='*mprage*km*', or its "
-        "SeriesInstanceUID; repeat it for more",
+        help="where the headers do not tell: a channel of the model and the description of its series, such as "
+        "T1ce='*mprage*km*', or its SeriesInstanceUID; repeat it for more",
     )
     dicom.add_argument(
         "--series-table",

@@ -69,9 +69,7 @@ class StudyPredictor:
     def _predict(self, volumes: Path, output: Path) -> Mapping[str, str]:
         """Predict a folder of volumes; what is wrong with those that could not be."""
         if self.ready is None:
-            outcome = predict_folder(
-                volumes, output, self.predictor, calibrated=self.calibrated, show_progress=False
-            )
+            outcome = predict_folder(volumes, output, self.predictor, calibrated=self.calibrated, show_progress=False)
             return outcome.failed
         if not isinstance(self.predictor, JointPredictor):
             raise ValueError(f"the model {self.ready.name} predicts no classes")

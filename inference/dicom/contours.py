@@ -66,9 +66,7 @@ def structure_set(predicted: PredictedSeries) -> pydicom.Dataset:
 def _referenced_images(predicted: PredictedSeries) -> Dataset:
     series = Dataset()
     series.SeriesInstanceUID = predicted.series.series_uid
-    series.ContourImageSequence = [
-        _reference(instance, None) for instance in predicted.series.instances
-    ]
+    series.ContourImageSequence = [_reference(instance, None) for instance in predicted.series.instances]
     study = Dataset()
     study.ReferencedSOPClassUID = "1.2.840.10008.3.1.2.3.1"  # retired, and required here
     study.ReferencedSOPInstanceUID = predicted.series.study_uid

@@ -8,8 +8,8 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from braintum.conversion.building.pseudonyms import Pseudonyms
-from braintum.inference.dicom.prediction import stable_uid
 from braintum.conversion.dicom.series import Series
+from braintum.inference.dicom.prediction import stable_uid
 
 _MUST_BE_THERE = (  # may be empty
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime"),

@@ -9,6 +9,7 @@ import numpy as np
 import pydicom
 
 from braintum.conversion.building.pseudonyms import Pseudonyms
+from braintum.conversion.dicom.series import Series
 from braintum.conversion.files.atomic import atomic_files
 from braintum.inference.dicom.contours import structure_set
 from braintum.inference.dicom.headers import pseudonymised, with_plain_headers
@@ -17,7 +18,6 @@ from braintum.inference.dicom.pictures import secondary_capture
 from braintum.inference.dicom.prediction import PredictedSeries, UsedModel
 from braintum.inference.dicom.report import structured_report
 from braintum.inference.dicom.segmentation import segmentation
-from braintum.conversion.dicom.series import Series
 
 __all__ = ["DEFAULT_KINDS", "KINDS", "UsedModel", "write_objects"]
 

@@ -14,8 +14,8 @@ from pydicom.sr.codedict import codes
 
 from braintum.commands.provenance import content_hash
 from braintum.commands.version import __version__
-from braintum.inference.dicom.codes import disjoint_labels
 from braintum.conversion.dicom.series import Series
+from braintum.inference.dicom.codes import disjoint_labels
 
 DISCLAIMER = "research use, not for diagnosis"
 MANUFACTURER = "braintum"
@@ -145,4 +145,3 @@ _SERIES_NUMBERS = {kind: 71000 + 1000 * number for number, kind in enumerate(_TI
 def stable_uid(*texts: str) -> str:
     """A UID out of texts."""
     return f"2.25.{uuid.uuid5(_NAMESPACE, chr(0).join(texts)).int}"
-

@@ -5,9 +5,9 @@ import pydicom
 from highdicom import seg
 from highdicom.color import CIELabColor
 
+from braintum.conversion.dicom.series import Series
 from braintum.inference.dicom.codes import ANATOMY, CATEGORY, colour, label_code
 from braintum.inference.dicom.prediction import DISCLAIMER, PredictedSeries
-from braintum.conversion.dicom.series import Series
 
 
 def segmentation(predicted: PredictedSeries, labelmap: bool = False) -> seg.Segmentation:

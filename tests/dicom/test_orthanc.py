@@ -1,0 +1,86 @@
+"""A study's way through a real archive: images in Orthanc, to the node, results back, and read by another program."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import REPOSITORY
+from dicom_data import grid, write_series
+from dicom_results import HEADER, by_dcmqi, free_port, running_orthanc
+from PIL import Image
+
+from braintum.dicom.node.node import Node
+from braintum.dicom.node.receiver import start_receiver
+from braintum.dicom.node.sender import Destination, send
+from braintum.dicom.node.spool import Spool
+from braintum.dicom.node.study_predictor import StudyPredictor
+from braintum.inference.dicom.study_objects import ObjectOptions
+from braintum.inference.ready.predict_images import predict_images
+from braintum.inference.ready.zoo import ready_model
+
+TEST_DATA = os.environ.get("BRAINTUM_TEST_DATA")
+
+
+def slices() -> sitk.Image:
+    """Slices of different patients one above the other: each is predicted for itself."""
+    files = sorted((REPOSITORY / "docs" / "_static" / "slices").glob("*.png"))
+    pictures = [Image.open(file).convert("L").resize((256, 200)) for file in files]
+    return grid(np.stack([np.asarray(picture).astype(np.int16) for picture in pictures]), (0.9, 1.1, 5.0))
+
+
+def real() -> sitk.Image:
+    """Slices through the tumour of a BraTS case."""
+    file = next(Path(TEST_DATA or "").glob("brats2021/*/*_t1ce.nii.gz"))
+    mask = sitk.GetArrayViewFromImage(sitk.ReadImage(str(file).replace("t1ce", "seg")))
+    middle = int((mask != 0).sum((1, 2)).argmax())
+    return sitk.Cast(sitk.ReadImage(str(file)), sitk.sitkInt16)[:, :, middle - 6 : middle + 6]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "source",
+    [
+        slices,
+        pytest.param(real, marks=pytest.mark.skipif(not TEST_DATA, reason="BRAINTUM_TEST_DATA is not set")),
+    ],
+)
+def test_study_goes_through_the_archive_and_back(source, tmp_path):
+    image, port = source(), free_port()
+    predict = StudyPredictor.of_ready_model(ready_model(), "cpu", patterns={}, options=ObjectOptions())
+    with running_orthanc(tmp_path / "archive", port) as archive:
+        spool = Spool(tmp_path / "spool")
+        destination = Destination("127.0.0.1", archive.dicom_port, "ARCHIVE")
+        node = Node(spool, predict, lambda files: send(files, destination, "BRAINTUM"), 0, 3600)
+        server = start_receiver(spool, "BRAINTUM", ("127.0.0.1", port), ["ARCHIVE"])
+        try:
+            for file in write_series(tmp_path / "series", image, HEADER):
+                archive.post("/instances", file.read_bytes())
+            (study,) = json.loads(archive.get("/studies"))
+            archive.post("/modalities/node/store", study.encode())
+            node.round()
+        finally:
+            server.shutdown()
+        assert [queued.state()["step"] for queued in spool.studies()] == ["sent"]
+        assert json.loads(archive.get("/studies")) == [study], "results are in the study of the images"
+        files = {}
+        for modality in ("SEG", "SR", "OT"):
+            (instance,) = archive.instances(modality)
+            files[modality] = tmp_path / f"{modality}.dcm"
+            files[modality].write_bytes(archive.get(f"/instances/{instance}/file"))
+
+    (tmp_path / "volumes").mkdir()
+    volume = tmp_path / "volumes" / "case.nii.gz"
+    sitk.WriteImage(image, str(volume))
+    predict_images(predict.predictor, None, volume, tmp_path / "predicted")
+    expected = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "predicted" / "case.nii.gz")))
+    assert expected.any()
+    (tmp_path / "read").mkdir()
+    assert np.array_equal(by_dcmqi(files["SEG"], image, tmp_path / "read"), expected)
+    if shutil.which("dciodvfy"):
+        for file in files.values():
+            assert "Error" not in subprocess.run(["dciodvfy", "-new", file], capture_output=True, text=True).stderr
