@@ -21,8 +21,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="braintum_serve",
         description="A DICOM node. It takes MR images by C-STORE, predicts a study when nothing more of it has come "
-        "for a while, and sends segmentation, report and picture to another node. Studies wait in a folder until it has them, "
-        " also when this node is stopped or killed. Research software: not for diagnosis.",
+        "for a while, and sends segmentation, report and picture to another node. Studies wait in a folder "
+        "until that node has them, also when this node is stopped or killed. Research software: not for diagnosis.",
     )
     parser.add_argument("--aet", default="BRAINTUM", help="own AE title; default: %(default)s")
     parser.add_argument("--port", type=int, default=11112, help="to listen on; default: %(default)s")

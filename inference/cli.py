@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-i",
         metavar="INPUT",
-        help="folder of images; of your own model's named CASE_0000.<ending>, …; or folder or ZIP of DICOM studies",
+        help="folder of images, of your own model's named CASE_0000.<ending>, …; or DICOM studies: folder or ZIP file",
     )
     parser.add_argument("-o", metavar="OUTPUT", help="output folder")
     dicom = parser.add_argument_group("DICOM studies")

@@ -74,6 +74,7 @@ def _opened(volume: Volume) -> Volume:
             f"{volume}: holds {len(volumes)} DICOM series mixed with each other ({_listed(volumes)}); put each into a "
             "folder of its own, or choose one by a pattern of its SeriesDescription"
         )
+    found.left_out |= {file: f"a copy of {first}; remove one" for file, first in found.copies.items()}
     if found.left_out:
         raise VolumeError(
             f"{volume}: not one readable DICOM series: "

@@ -59,7 +59,7 @@ class StudyCases:
     Attributes:
         cases: to predict.
         left_out: file, series or case -> what is wrong with it.
-        not_needed: series -> it was readable, but no channel.
+        not_needed: series, or copy of a file -> why it was not used.
         num_series: that were readable.
     """
 
@@ -102,6 +102,7 @@ def write_cases(
     rows = {} if table is None else _read_table(table, channels)
     found = find_series(source)
     written = StudyCases(left_out=dict(found.left_out), num_series=len(found.series))
+    written.not_needed |= {file: f"a copy of {first}" for file, first in found.copies.items()}
     for name, uid, study in _studies(found):
         own, name = rows.get(uid, rows.get(name, {})), rename(name)
         try:
@@ -168,7 +169,7 @@ def _write(name: str, chosen: Mapping[str, Choice], reference: str, folder: Path
 def _on_grid(image: sitk.Image, reference: sitk.Image, channel: str, name: str) -> sitk.Image:
     ones = sitk.Image(image.GetSize(), sitk.sitkUInt8) + 1
     ones.CopyInformation(image)
-    covered = sitk.GetArrayViewFromImage(sitk.Resample(ones, reference, sitk.Transform(), sitk.sitkNearestNeighbor))
+    covered = sitk.GetArrayFromImage(sitk.Resample(ones, reference, sitk.Transform(), sitk.sitkNearestNeighbor))
     if (share := float(np.mean(covered))) < _LEAST_COVERED:
         raise VolumeError(f"{channel} covers only {share:.0%} of {name}; choose series of one region with --channel")
     return sitk.Resample(image, reference, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)

@@ -61,7 +61,7 @@ def _example(channel: str) -> str:
 
 
 def _named(series: SeriesFiles) -> str:
-    number = f"{series.facts['SeriesNumber']:g}, " if "SeriesNumber" in series.facts else ""
+    number = f"{series.text('SeriesNumber').removesuffix('.0')}, " if "SeriesNumber" in series.facts else ""
     return f"'{series.title}' ({number}{len(series.frames)} slices)"
 
 
@@ -86,7 +86,7 @@ def _recognised(study: Sequence[SeriesFiles], channel: str) -> list[Choice]:
     if not wanted:
         return []
     found = [Choice(series, one.reason) for series, one in said if one.sequence == wanted]
-    originals = [choice for choice in found if "DERIVED" not in choice.series.facts.get("ImageType", ())]
+    originals = [choice for choice in found if "DERIVED" not in choice.series.image_type]
     if len(found) > 1 and len(originals) == 1:  # the others are reformatted from it
         return [Choice(originals[0].series, f"{originals[0].reason}; the only original one of {len(found)}")]
     return found

@@ -67,14 +67,14 @@ def recognise(series: SeriesFiles) -> Recognised:
     """Tells what a series is by its header."""
     facts = series.facts
     text = re.sub(r"[_/.,;()\-]+", " ", " ".join(series.names)).lower().replace("w o", "w/o")
-    kinds = {str(kind).upper() for kind in facts.get("ImageType", ())}
+    kinds = series.image_type
     if series.text("Modality") != "MR":
         return Recognised("", f"its modality is {series.text('Modality') or 'not given'}, not MR")
     if "LOCALIZER" in kinds:
         return Recognised("", "its image type is LOCALIZER")
     if found := kinds & {"PROJECTION IMAGE", "SUBTRACTION", "ADC", "DIFFUSION", "PHASE MAP", "P", "PHASE"}:
         return Recognised("", f"its image type is {', '.join(sorted(found))}")
-    if float(facts.get("DiffusionBValue", 0)) > 0:
+    if _number(facts.get("DiffusionBValue", 0)) > 0:
         return Recognised("", "it has a diffusion weighting")
     for what, words in _NOT_ANATOMY.items():
         if match := re.search(words, text):

@@ -90,6 +90,12 @@ class SeriesFiles:
         return str(self.facts.get(keyword, ""))
 
     @property
+    def image_type(self) -> frozenset[str]:
+        """The values of ImageType."""
+        value = self.facts.get("ImageType", ())
+        return frozenset((value,) if isinstance(value, str) else value)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """What a pattern may match: SeriesDescription (with the part, too), ProtocolName, SequenceName."""
         description = self.text("SeriesDescription")
@@ -160,7 +166,7 @@ class Grid:
         Raises:
             VolumeError: slices are missing, unevenly spaced, or shifted sideways (a tilted gantry).
         """
-        first, where = series.frames[0], f"{series.frames[0].file.parent} ({series.title})"
+        first, where = series.frames[0], f"'{series.title}'"
         row, column = np.reshape(first.orientation, (2, 3))
         normal = np.cross(row, column)
         axes = np.stack((row, column, normal / np.linalg.norm(normal)), axis=1)

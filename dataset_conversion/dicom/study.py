@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pydicom
 
-from braintum.conversion.dicom.frames import Frame, Place, frames_of, read_dataset
+from braintum.conversion.dicom.frames import Frame, Place, frames_of, read_dataset, readable
 from braintum.conversion.dicom.series import Grid, SeriesFiles, position_along_normal, sorted_along_normal
 from braintum.conversion.files.file_checks import MAX_BYTES
 from braintum.conversion.files.folders import DICOM_ENDINGS, IMAGE_ENDINGS, is_dicom_start, walk
@@ -70,13 +70,13 @@ class FoundSeries:
         series: readable volumes, sorted by patient, study, number and description.
         masks: segmentations and structure sets.
         left_out: file, folder or series -> why it is not among them.
-        notes: of what was passed over with good reason, such as a file that is there twice.
+        copies: file that was passed over -> the same file under another name.
     """
 
     series: list[SeriesFiles] = field(default_factory=list)
     masks: list[MaskFile] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    copies: dict[str, str] = field(default_factory=dict)
 
 
 def find_series(source: Path, directly: bool = False) -> FoundSeries:
@@ -101,7 +101,8 @@ def find_series(source: Path, directly: bool = False) -> FoundSeries:
                     found.left_out[str(file)] = "no DICOM file, although its name is that of an image"
                 continue
             header = read_dataset(file, with_pixels=False)
-            _take(file, header, frames, found)
+            with readable(file):
+                _take(file, header, frames, found)
         except VolumeError as error:
             found.left_out[str(file)] = str(error).removeprefix(f"{file}: ")
         except OSError as error:
@@ -173,17 +174,19 @@ def _take(file: Place, header: pydicom.Dataset, frames: dict[str, list[Frame]], 
 def _add_volumes(frames: Sequence[Frame], found: FoundSeries) -> None:
     """Sorts the frames of a series into volumes."""
     title = SeriesFiles(tuple(frames[:1])).title
-    where = f"{frames[0].file.parent} ({title})"
+    where = f"{str(frames[0].file.parent).rstrip('/')} ({title})"
     try:
-        different = _without_copies(frames, found)
-        parts = [part for group in _alike(different) for part in _volumes(group)]
+        with readable(frames[0].file):
+            different = _without_copies(frames, found)
+            parts = [part for group in _alike(different) for part in _volumes(group)]
     except VolumeError as error:
         found.left_out[where] = str(error)
         return
     for number, part in enumerate(parts, start=1):
         volume = part if len({one.part for one in parts}) == len(parts) else replace(part, part=_shape(part, number))
         try:
-            Grid.of(volume)
+            with readable(part.frames[0].file):
+                Grid.of(volume)
         except VolumeError as error:
             found.left_out[f"{where}{f' {volume.part}' if volume.part else ''}"] = str(error)
         else:
@@ -208,7 +211,7 @@ def _without_copies(frames: Sequence[Frame], found: FoundSeries) -> list[Frame]:
                 raise VolumeError(
                     f"{first.file} and {frame.file} differ, but have one SOPInstanceUID; export the series again"
                 )
-        found.notes.append(f"{frame.file}: a copy of {first.file}, which is taken")
+        found.copies[str(frame.file)] = str(first.file)
     return list(kept.values())
 
 

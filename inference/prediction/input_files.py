@@ -112,10 +112,11 @@ def write_left_out(file: Path, failed: Mapping[str, str], source: Path, others: 
     Args:
         file: to write.
         failed: of this run.
-        source: folder of the input, which the sentences are to name no longer.
+        source: folder of the input, which names and sentences are to hold no longer.
         others: cases of other runs that share the output, whose entries are kept; None keeps all.
     """
-    entries = {name: fault.replace(f"{source}{os.sep}", "") for name, fault in failed.items()}
+    prefix = f"{source}{os.sep}"
+    entries = {name.removeprefix(prefix): fault.replace(prefix, "") for name, fault in failed.items()}
     try:
         earlier = read_json(file, "it is written anew")
     except (FileNotFoundError, ValueError):

@@ -5,13 +5,11 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from volume_data import volume_array, write_dicom_series
+from dicom_data import write_structures
+from volume_data import as_image, volume_array, write_dicom_series
 
+from braintum.conversion.building.volume_reading import read_any
 from braintum.conversion.files.volumes import VolumeError, check_images, read_volume
-
-SEGMENTATION, STRUCTURES, SLICE = (
-    f"1.2.840.10008.5.1.4.1.1.{number}".encode() for number in ("66.4", "481.3", "4")
-)  # SOP classes
 
 
 @pytest.mark.parametrize("read", [read_volume, lambda path: check_images([str(path)])])
@@ -29,19 +27,13 @@ def test_sheared_geometry(tmp_path: Path, read: object) -> None:
     assert "copy" not in str(found.value)
 
 
-@pytest.mark.parametrize(
-    ("sop_class", "message"), [(SEGMENTATION, "segmentation object .SEG."), (STRUCTURES, "structure set .RTSTRUCT.")]
-)
 @pytest.mark.parametrize("as_folder", [False, True])
-def test_dicom_objects_that_are_no_images(tmp_path: Path, sop_class: bytes, message: str, as_folder: bool) -> None:
-    file = tmp_path / "seg" / "a.dcm"
-    file.parent.mkdir()
-    file.write_bytes(bytes(128) + b"DICM" + b"\x02\x00\x02\x00UI" + bytes([len(sop_class), 0]) + sop_class + bytes(600))
-    with pytest.raises(VolumeError, match=f"a.dcm: a DICOM {message}.*write it as a label map") as found:
-        read_volume(file.parent if as_folder else file)
-    assert "resample" not in str(found.value)
+def test_dicom_objects_that_are_no_images(tmp_path: Path, as_folder: bool) -> None:
+    file = write_structures(tmp_path / "seg" / "a.dcm", as_image(volume_array(0)), {})
+    with pytest.raises(VolumeError, match="a.dcm: a DICOM segmentation or structure set, no image: name it"):
+        read_any(file.parent if as_folder else file)
 
 
 def test_dicom_images_are_read(tmp_path: Path) -> None:
     write_dicom_series(tmp_path / "T1", volume_array(0), "1")
-    assert read_volume(tmp_path / "T1").GetDimension() == 3
+    assert read_any(tmp_path / "T1").GetDimension() == 3

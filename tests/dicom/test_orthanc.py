@@ -28,7 +28,7 @@ TEST_DATA = os.environ.get("BRAINTUM_TEST_DATA")
 
 def slices() -> sitk.Image:
     """Slices of different patients one above the other: each is predicted for itself."""
-    files = sorted((REPOSITORY / "docs" / "_static" / "slices").glob("*.png"))
+    files = sorted((REPOSITORY / "docs" / "_static" / "slices").glob("*.jpg"))
     pictures = [Image.open(file).convert("L").resize((256, 200)) for file in files]
     return grid(np.stack([np.asarray(picture).astype(np.int16) for picture in pictures]), (0.9, 1.1, 5.0))
 

@@ -32,7 +32,7 @@ def model(tmp_path: Path) -> Path:
     ("names", "message"),
     [
         ([], "holds no file .*nii.gz, it is empty; the model was trained on files named CASE_0000.nii.gz"),
-        (["a.dcm", "b.dcm", "c.dcm", "d.dcm"], r"but a.dcm, b.dcm, c.dcm, …; .* converted as the training data was"),
+        (["a.mat", "b.mat", "c.mat", "d.mat"], r"but a.mat, b.mat, c.mat, …; .* converted as the training data was"),
         (["a_0000.png"], "but a_0000.png; "),
         (None, "the input folder .* does not exist"),
     ],

@@ -185,7 +185,8 @@ def test_copy_of_a_slice_is_taken_once_and_another_slice_at_its_place_is_refused
     files = write_series(tmp_path, grid(noise()))
     (tmp_path / "copy").write_bytes(files[1].read_bytes())
     found = find_series(tmp_path)
-    assert len(found.series[0].frames) == 4 and "a copy of" in found.notes[0]
+    assert len(found.series[0].frames) == 4
+    assert {*found.copies, *found.copies.values()} == {str(files[1]), str(tmp_path / "copy")}
     changed = pydicom.dcmread(files[1])
     changed.PixelData = bytes(len(changed.PixelData))
     changed.save_as(tmp_path / "copy")

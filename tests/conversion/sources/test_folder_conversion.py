@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from dicom_data import write_enhanced, write_series, write_structures
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
 from phantom_data import digest
 from volume_data import (
@@ -26,6 +27,7 @@ from volume_data import (
 from braintum.conversion.building.inspection import SourceError
 from braintum.conversion.building.raw_dataset import ConversionRequest
 from braintum.conversion.building.source_tables import read_diagnoses
+from braintum.conversion.building.volume_reading import read_any
 from braintum.conversion.cli import main
 from braintum.conversion.files.volumes import VolumeError, check_images, compact, read_volume
 from braintum.conversion.format.cases import read_cases
@@ -521,22 +523,17 @@ def _missing_slice(folder):
     write_dicom_series(folder, volume_array(20), "1", offsets)
 
 
-def _same_position(folder):
+def _same_object(folder):
     write_dicom_series(folder, volume_array(22)[:3], "1", prefix="echo2_")
-
-
-def _other_size(folder):
-    write_dicom_series(folder, volume_array(22)[:1, :8], "1", [8 * SPACING[2]], prefix="z")
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (_missing_slice, "distances between slices are not the same (2.5 to 5 mm, mostly 2.5 mm)"),
+        (_missing_slice, "distances between slices are not the same (2.5 mm ×6, 5 mm ×1)"),
         (lambda f: write_dicom_series(f, volume_array(22), "7", prefix="z"), "holds 2 DICOM series mixed"),
-        (_same_position, "several slices at one position"),
-        (_other_size, "slices of different sizes (12×8, 12×10)"),
-        (lambda f: (f / "broken.dcm").write_bytes(b"\0" * 128 + b"DICM"), "1 of 9 DICOM files do not belong"),
+        (_same_object, "differ, but have one SOPInstanceUID"),
+        (lambda f: (f / "broken.dcm").write_bytes(b"\0" * 128 + b"DICM"), "broken.dcm: damaged, or no DICOM"),
     ],
 )
 def test_faulty_dicom_series_is_refused(source, raw, damage, words):
@@ -548,9 +545,42 @@ def test_faulty_dicom_series_is_refused(source, raw, damage, words):
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("flat", [False, True])
+def test_dicom_masks(tmp_path, raw, flat):
+    """A structure set on a series, found by the folder's name, or by the description where all lie in one folder."""
+    image = as_image(volume_array(1))
+    square = [(1.6, 2.6), (8.4, 2.6), (8.4, 7.4), (1.6, 7.4)]
+    for patient in (tmp_path / "export" / "P1", tmp_path / "export" / "P2"):
+        write_series(patient / ("all" if flat else "T1C"), image, {"SeriesDescription": "T1C"})
+        place = patient / ("all" if flat else "contours")
+        write_structures(place / "RS1", image, {4: [(2, square)], 7: [(5, square[:3])]})
+    labels = ["core=4", "oedema=7"]
+    result = convert(request(tmp_path / "export", raw), channel=["T1ce=T1C"], mask="contours", labels=labels)
+    assert result.problems == () and result.unused == ()
+    mask = sitk.GetArrayFromImage(read(raw, "labelsTr/P1.nii.gz"))
+    assert (mask[2, 3:8, 2:9] == 1).all() and np.count_nonzero(mask == 1) == 35
+    assert np.unique(mask[5]).tolist() == [0, 2] and not mask[[0, 1, 3, 4, 6, 7]].any()
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read(raw, "imagesTr/P1_0000.nii.gz")), volume_array(1))
+
+
+def test_time_points_of_an_enhanced_object_are_not_stacked(tmp_path, raw):
+    images = [as_image(volume_array(1)), as_image(volume_array(2))]
+    points = [{"TemporalPositionIndex": 1}, {"TemporalPositionIndex": 2}]
+    for patient in ("P1", "P2"):
+        write_enhanced(tmp_path / "export" / patient / "T1C" / "1", images, {"SeriesDescription": "dyn"}, points)
+    source = request(tmp_path / "export", raw)
+    with pytest.raises(SourceError) as refused:
+        convert(source, channel=["T1ce=T1C"], for_prediction=0)
+    assert "holds 2 volumes (dyn (TemporalPositionIdentifier 1), dyn (TemporalPositionIdentifier 2))" in str(
+        refused.value
+    )
+    convert(source, channel=["T1ce=*identifier 2"], for_prediction=0)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read(raw, "imagesTs/P1_0000.nii.gz")), volume_array(2))
+
+
 def test_rounded_dicom_positions_are_even(tmp_path):
     offsets = [round(number * SPACING[2] + 0.01 * (-1) ** number, 2) for number in range(8)]
-    image = read_volume(write_dicom_series(tmp_path / "series", volume_array(1), "1", offsets))
+    image = read_any(write_dicom_series(tmp_path / "series", volume_array(1), "1", offsets))
     assert image.GetSize() == (12, 10, 8)
 
 
@@ -575,7 +605,7 @@ def test_path_that_is_not_utf8_is_refused(tmp_path, series):
         write_volume_file(tmp_path / "volume.nii.gz", volume_array(1))
         (tmp_path / "volume.nii.gz").rename(path)
     with pytest.raises(VolumeError, match="is not valid UTF-8; rename it"):
-        read_volume(path)
+        read_any(path)
 
 
 def test_volume_of_several_components_or_dimensions_is_refused(tmp_path):
