@@ -11,12 +11,12 @@ from braintum.commands.command import EXIT_SOME_FAILED, run_command
 from braintum.commands.model_arguments import DEFAULT_CHECKPOINT, add_model_arguments, fold, model_folder
 from braintum.commands.provenance import without_folders
 from braintum.conversion.files.folders import holds_studies
-from braintum.inference.dicom.arguments import add_object_arguments
-from braintum.inference.predict_studies import predict_studies
+from braintum.inference.dicom.arguments import add_archive_arguments, add_object_arguments
+from braintum.inference.predict_studies import predict_studies, predict_study_of_archive
 from braintum.inference.prediction.aggregation_modes import AGGREGATION_MODES
 from braintum.inference.prediction.input_files import LEFT_OUT_FILE, check_folder, check_input, check_output
 
-_OF_STUDIES = ("channel", "series_table", "reference", "dicom", "labelmap", "pseudonymise")
+_OF_STUDIES = ("channel", "series_table", "reference", "dicom", "labelmap", "pseudonymise", "store")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     dicom.add_argument("--reference", metavar="CHANNEL", help="on whose grid all is predicted; default: the first")
     add_object_arguments(dicom)
+    add_archive_arguments(dicom)
     ready = parser.add_argument_group("ready model", "used where neither -m nor -d is given")
     ready.add_argument("--model", metavar="NAME", help="one of `braintum_models list`; default: braintum's own")
     ready.add_argument("--card", action="store_true", help="print what the model is, how good, and what it is not for")
@@ -146,6 +147,8 @@ def predict(argv: list[str] | None = None) -> int:
         return _print_card(args.model)
     if args.i is None or args.o is None:
         parser.error("the following arguments are required: -i, -o")
+    if args.dicomweb is not None:
+        return predict_study_of_archive(args, has_own_model, _predict_files)
     check_output(Path(args.o), Path(args.i))
     if holds_studies(Path(args.i)):
         return predict_studies(args, has_own_model, _predict_files)

@@ -68,6 +68,33 @@ def predict_studies(
     return EXIT_SOME_FAILED if studies.left_out else code
 
 
+def predict_study_of_archive(
+    args: argparse.Namespace, has_own_model: bool, predict_files: Callable[[argparse.Namespace, bool], int]
+) -> int:
+    """Fetch the study ``args.i``, predict it, and send its objects back where ``--store`` says so; see
+    :func:`predict_studies`.
+
+    Raises:
+        OSError: the archive does not answer.
+    """
+    from braintum.inference.dicom.study_objects import OBJECTS_FOLDER  # needs pydicom
+    from braintum.inference.dicom.web import Archive
+
+    if args.store and args.dicom is None:
+        raise ValueError("--store sends the objects that --dicom writes; give both")
+    archive = Archive(args.dicomweb)
+    with tempfile.TemporaryDirectory(prefix="braintum_") as folder:
+        print(f"{archive.retrieve(args.i, Path(folder))} images fetched", flush=True)
+        fetched = copy.copy(args)
+        fetched.i = folder
+        code = predict_studies(fetched, has_own_model, predict_files)
+    if args.store and code == 0:
+        files = sorted((Path(args.o) / OBJECTS_FOLDER).glob("*/*.dcm"))
+        archive.store(files)
+        print(f"{len(files)} objects stored in the archive")
+    return code
+
+
 def _write_objects(
     args: argparse.Namespace, studies: "StudyCases", has_own_model: bool, pseudonyms: Pseudonyms | None
 ) -> dict[str, str]:

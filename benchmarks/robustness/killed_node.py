@@ -2,12 +2,13 @@
 
     python benchmarks/robustness/killed_node.py -n 200 -o node.json
 
-The node runs as a process of its own, with the model that comes along; sender and archive run here, on the loopback
+The node runs as a process of its own, with a tiny untrained model; sender and archive run here, on the loopback
 address. A sender repeats what was not acknowledged, as a scanner does.
 """
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -27,7 +28,8 @@ from tqdm import tqdm
 from braintum.dicom.node.sender import Destination, send
 from braintum.inference.dicom.prediction import stable_uid
 
-SLICES, EDGE = 2, 64
+SLICES, EDGE = 2, 32
+HELPERS = Path(__file__).parents[2] / "tests" / "helpers"
 
 
 def write_study(folder: Path, number: int) -> list[Path]:
@@ -36,7 +38,7 @@ def write_study(folder: Path, number: int) -> list[Path]:
     study = stable_uid("study", str(number))
     for index in range(SLICES):
         pixels = random.integers(0, 200, (EDGE, EDGE)).astype("<i2")
-        pixels[20:34, 20:34] += 900
+        pixels[8:20, 8:20] += 900
         dataset = Dataset()
         dataset.file_meta = FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -54,6 +56,17 @@ def write_study(folder: Path, number: int) -> list[Path]:
         files.append(folder / f"{number}_{index}.dcm")
         dataset.save_as(files[-1], enforce_file_format=True)
     return files
+
+
+def make_model(folder: Path) -> Path:
+    """A 2-D model with random weights that predicts some foreground."""
+    for name in ("raw", "preprocessed", "results"):
+        os.environ[f"nnUNet_{name}"] = str(folder / name)
+    sys.path.insert(0, str(HELPERS))
+    from tiny_training import save_model, write_preprocessed  # late: nnU-Net reads the variables when imported
+
+    dataset = write_preprocessed(folder / "preprocessed", "2d")
+    return save_model(dataset, "nnUNetTrainerMultiTask", (0,), "checkpoint_final.pth")
 
 
 def send_all(studies: list[list[Path]], node: Destination) -> None:
@@ -91,10 +104,10 @@ class Archive:
         return 0
 
 
-def start_node(spool: Path, port: int, archive_port: int, log: Path) -> subprocess.Popen:
+def start_node(model: Path, spool: Path, port: int, archive_port: int, log: Path) -> subprocess.Popen:
     """Start the node, and wait until it listens."""
     start = "import sys; from braintum.dicom.serve_cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", start, "--port", str(port), "-device", "cpu", "--quiet", "2"]
+    command = [sys.executable, "-c", start, "--port", str(port), "-device", "cpu", "--quiet", "2", "-m", str(model)]
     command += ["--send-to", f"127.0.0.1:{archive_port}:ARCHIVE", "--spool", str(spool), "--max-studies", "1000"]
     with open(log, "ab") as stream:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stream, text=True)
@@ -107,7 +120,7 @@ def run(num_studies: int, seed: int, longest_life: float, folder: Path) -> dict[
     """All of it; what is lost, and what came twice."""
     random = np.random.default_rng(seed)
     port, archive_port = (int(number) for number in random.choice(np.arange(20000, 40000), 2, replace=False))
-    archive = Archive(archive_port)
+    archive, model = Archive(archive_port), make_model(folder)
     (folder / "in").mkdir()
     studies = [write_study(folder / "in", number) for number in range(num_studies)]
     sender = threading.Thread(target=send_all, args=(studies, Destination("127.0.0.1", port, "BRAINTUM")), daemon=True)
@@ -115,7 +128,7 @@ def run(num_studies: int, seed: int, longest_life: float, folder: Path) -> dict[
     sender.start()
     with tqdm(total=num_studies) as bar:
         while len(archive.reports) < num_studies:
-            node = start_node(folder / "spool", port, archive_port, folder / "log.txt")
+            node = start_node(model, folder / "spool", port, archive_port, folder / "log.txt")
             end = time.monotonic() + random.uniform(0, longest_life)
             while time.monotonic() < end and len(archive.reports) < num_studies:
                 time.sleep(0.1)
@@ -125,7 +138,7 @@ def run(num_studies: int, seed: int, longest_life: float, folder: Path) -> dict[
             node.send_signal(signal.SIGKILL)
             node.wait()
     seconds = time.monotonic() - begin
-    node = start_node(folder / "spool", port, archive_port, folder / "log.txt")  # what is left to be sent still
+    node = start_node(model, folder / "spool", port, archive_port, folder / "log.txt")  # what is left to be sent still
     time.sleep(15)
     node.terminate()
     node.wait()

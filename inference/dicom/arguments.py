@@ -30,6 +30,17 @@ def add_object_arguments(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_archive_arguments(group: argparse._ArgumentGroup) -> None:
+    """``--dicomweb`` and ``--store``."""
+    group.add_argument(
+        "--dicomweb",
+        metavar="URL",
+        help="fetch the study from an archive, such as Orthanc's http://localhost:8042/dicom-web; -i is its "
+        "StudyInstanceUID then",
+    )
+    group.add_argument("--store", action="store_true", help="send the DICOM objects to that archive")
+
+
 def pseudonyms_of(args: argparse.Namespace) -> Pseudonyms | None:
     """What ``--pseudonymise`` names.
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import REPOSITORY
-from dicom_data import grid, write_series
+from dicom_data import STUDY, grid, write_series
 from dicom_results import HEADER, by_dcmqi, free_port, running_orthanc
 from PIL import Image
 
@@ -19,6 +19,7 @@ from braintum.dicom.node.receiver import start_receiver
 from braintum.dicom.node.sender import Destination, send
 from braintum.dicom.node.spool import Spool
 from braintum.dicom.node.study_predictor import StudyPredictor
+from braintum.inference.cli import main
 from braintum.inference.dicom.study_objects import ObjectOptions
 from braintum.inference.ready.predict_images import predict_images
 from braintum.inference.ready.zoo import ready_model
@@ -36,7 +37,7 @@ def slices() -> sitk.Image:
 def real() -> sitk.Image:
     """Slices through the tumour of a BraTS case."""
     file = next(Path(TEST_DATA or "").glob("brats2021/*/*_t1ce.nii.gz"))
-    mask = sitk.GetArrayViewFromImage(sitk.ReadImage(str(file).replace("t1ce", "seg")))
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(file).replace("t1ce", "seg")))
     middle = int((mask != 0).sum((1, 2)).argmax())
     return sitk.Cast(sitk.ReadImage(str(file)), sitk.sitkInt16)[:, :, middle - 6 : middle + 6]
 
@@ -84,3 +85,24 @@ def test_study_goes_through_the_archive_and_back(source, tmp_path):
     if shutil.which("dciodvfy"):
         for file in files.values():
             assert "Error" not in subprocess.run(["dciodvfy", "-new", file], capture_output=True, text=True).stderr
+
+
+@pytest.mark.slow
+def test_study_is_fetched_and_results_stored_by_dicomweb(tmp_path, capsys, monkeypatch):
+    with running_orthanc(tmp_path / "archive", 1) as archive:
+        if not archive.has_dicomweb():
+            pytest.skip("Orthanc has no DICOMweb (Debian: orthanc-dicomweb)")
+        for file in write_series(tmp_path / "series", slices(), HEADER):
+            archive.post("/instances", file.read_bytes())
+        options = ["--dicomweb", f"{archive.address}/dicom-web", "-o", str(tmp_path / "out"), "-device", "cpu"]
+        monkeypatch.setattr("sys.argv", ["braintum_predict", "-i", STUDY, "--dicom", "--store", *options])
+        assert main() == 0, capsys.readouterr().err
+        assert {modality: len(archive.instances(modality)) for modality in ("MR", "SEG", "SR", "OT")} == {
+            "MR": 3,
+            "SEG": 1,
+            "SR": 1,
+            "OT": 1,
+        }
+        monkeypatch.setattr("sys.argv", ["braintum_predict", "-i", "1.2.3", *options])
+        assert main() == 1
+        assert "has no MR images of the study 1.2.3" in capsys.readouterr().err

@@ -93,21 +93,26 @@ class Orthanc:
     """An archive on the loopback address.
 
     Attributes:
+        address: of its REST interface.
         dicom_port: where it takes DICOM, with the AE title ARCHIVE.
     """
 
     def __init__(self, http_port: int, dicom_port: int) -> None:
-        self._address, self.dicom_port = f"http://127.0.0.1:{http_port}", dicom_port
+        self.address, self.dicom_port = f"http://127.0.0.1:{http_port}", dicom_port
 
     def get(self, path: str) -> bytes:
         """What its REST interface answers."""
-        with urllib.request.urlopen(self._address + path, timeout=30) as answer:
+        with urllib.request.urlopen(self.address + path, timeout=30) as answer:
             return answer.read()
 
     def post(self, path: str, content: bytes) -> Any:
         """The JSON that its REST interface answers."""
-        with urllib.request.urlopen(self._address + path, content, timeout=60) as answer:
+        with urllib.request.urlopen(self.address + path, content, timeout=60) as answer:
             return json.loads(answer.read())
+
+    def has_dicomweb(self) -> bool:
+        """Whether it has the plugin."""
+        return "dicom-web" in json.loads(self.get("/plugins"))
 
     def instances(self, modality: str = "") -> list[str]:
         """Identifiers of all objects, or those of one modality."""
@@ -126,10 +131,11 @@ def running_orthanc(folder: Path, node_port: int) -> Iterator[Orthanc]:
     settings = {
         "StorageDirectory": str(folder / "storage"),
         "IndexDirectory": str(folder / "index"),
-        "HttpPort": int(archive._address.rpartition(":")[2]),
+        "HttpPort": int(archive.address.rpartition(":")[2]),
         "DicomPort": archive.dicom_port,
         "DicomAet": "ARCHIVE",
         "RemoteAccessAllowed": False,
+        "Plugins": ["/usr/share/orthanc/plugins/libOrthancDicomWeb.so"],
         "DicomModalities": {"node": ["BRAINTUM", "127.0.0.1", node_port]},
     }
     (folder / "orthanc.json").write_text(json.dumps(settings))
