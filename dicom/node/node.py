@@ -46,6 +46,8 @@ class Node:
     def round(self) -> None:
         """Do what can be done now."""
         for study in self.spool.studies():
+            if time.monotonic() < self._pauses.get(study.name, (0.0, 0.0))[1]:
+                continue
             step = study.state()["step"]
             if step == "received" and study.age() >= self.quiet_s and study.image_files():
                 self._predict(study)
@@ -62,10 +64,17 @@ class Node:
             return
         _LOG.info("study %s: complete, %d images; predicting", study.name, len(study.image_files()))
         begin = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=study.folder, ignore_cleanup_errors=True) as folder:
+        partial = tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=study.folder, ignore_cleanup_errors=True)
+        with partial as folder:
             try:
                 self.predict(study.images, Path(folder))
-            except ValueError as error:  # its text may name a patient: it stays beside the images
+            except OSError as error:
+                self._pause(study, f"not predicted ({error.strerror or type(error).__name__})")
+                return
+            except (
+                ValueError,
+                NotImplementedError,
+            ) as error:  # its text may name a patient: it stays beside the images
                 study.note(content, "failed", why=str(error))
                 _LOG.error("study %s: not predicted; why stands in %s", study.name, study.folder / "state.json")
                 return
@@ -75,9 +84,6 @@ class Node:
         _LOG.info("study %s: predicted in %.1f s", study.name, time.monotonic() - begin)
 
     def _send(self, study: QueuedStudy) -> None:
-        pause, until = self._pauses.get(study.name, (_FIRST_PAUSE_S, 0.0))
-        if time.monotonic() < until:
-            return
         content, files = study.state()["content"], sorted(study.results.glob("*.dcm"))
         try:
             self.send(files)
@@ -86,9 +92,13 @@ class Node:
             _LOG.error("study %s: not all results were taken: %s", study.name, error)
             return
         except OSError as error:
-            self._pauses[study.name] = min(2 * pause, _LONGEST_PAUSE_S), time.monotonic() + pause
-            _LOG.warning("study %s: not sent (%s); next attempt in %.0f s", study.name, error, pause)
+            self._pause(study, f"not sent ({error})")
             return
         self._pauses.pop(study.name, None)
         study.note(content, "sent")
         _LOG.info("study %s: %d results sent", study.name, len(files))
+
+    def _pause(self, study: QueuedStudy, why: str) -> None:
+        pause, _ = self._pauses.get(study.name, (_FIRST_PAUSE_S, 0.0))
+        self._pauses[study.name] = min(2 * pause, _LONGEST_PAUSE_S), time.monotonic() + pause
+        _LOG.warning("study %s: %s; next attempt in %.0f s", study.name, why, pause)

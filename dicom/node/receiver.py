@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Sequence
 from io import BytesIO
+from pathlib import Path
 
 import pydicom
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
     UID,
@@ -20,6 +20,7 @@ from pynetdicom.events import Event
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import ThreadedAssociationServer
 
+from braintum.conversion.dicom.frames import readable
 from braintum.dicom.node.spool import Spool, SpoolFullError
 
 _LOG = logging.getLogger(__name__)
@@ -74,11 +75,12 @@ def _store(event: Event, spool: Spool) -> int:
     """Status of a C-STORE: success only when the image is on the disk."""
     content = event.encoded_dataset()
     try:
-        header = pydicom.dcmread(BytesIO(content), stop_before_pixels=True, specific_tags=_HEADER)
-        study, instance = str(header.StudyInstanceUID), str(header.SOPInstanceUID)
-        if not study or not instance:
-            raise ValueError("without a UID")
-    except (InvalidDicomError, AttributeError, ValueError, EOFError, KeyError, OSError, TypeError):
+        with readable(Path("an image")):
+            header = pydicom.dcmread(BytesIO(content), stop_before_pixels=True, specific_tags=_HEADER)
+            study, instance = str(header.StudyInstanceUID), str(header.SOPInstanceUID)
+        if not study:
+            raise ValueError("without a StudyInstanceUID")
+    except ValueError:  # its text may hold what a header holds
         _LOG.warning("refused an image that cannot be read")
         return _NOT_UNDERSTOOD
     if instance != event.request.AffectedSOPInstanceUID:

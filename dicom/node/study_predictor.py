@@ -49,7 +49,7 @@ class StudyPredictor:
         Raises:
             ValueError: the study has not the channels of the model, or cannot be read or predicted.
         """
-        names = self.predictor.dataset_json["channel_names"]
+        names = self.predictor.dataset_json.get("channel_names") or self.predictor.dataset_json["modality"]
         channels = [names[key] for key in sorted(names, key=int)]
         ending = self.predictor.dataset_json["file_ending"] if self.ready is None else ".nii.gz"
         with tempfile.TemporaryDirectory(prefix="braintum_") as folder:

@@ -5,14 +5,14 @@ A name that no table here holds gets a code of the private scheme ``99BRAINTUM``
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from braintum.conversion.format.class_names import canonical_name
-from braintum.conversion.format.label_names import BRATS_LABELS, BRATS_REGIONS, LabelOrRegion, named_labels
+from braintum.conversion.format.label_names import BRATS_LABELS, BRATS_REGIONS
 
 PRIVATE_SCHEME = "99BRAINTUM"
 
@@ -22,6 +22,7 @@ NEOPLASM = codes.SCT.Neoplasm
 
 # the segment types of CID 7159, "Lesion Segmentation Type"
 _LABELS = {
+    "non_enhancing": codes.cid7159.NonEnhancingLesion,
     "enhancing": codes.cid7159.EnhancingLesion,
     "oedema": codes.cid7159.Edema,
     "edema": codes.cid7159.Edema,
@@ -58,8 +59,8 @@ def private_code(name: str) -> Code:
 
 def label_code(name: str) -> Code:
     """The type of a segment."""
-    lower = name.lower()
-    return next((code for part, code in _LABELS.items() if part in lower and "non" not in lower), NEOPLASM)
+    spelling = canonical_name(name.partition(" without ")[0])
+    return next((code for part, code in _LABELS.items() if part in spelling), NEOPLASM)
 
 
 def class_code(name: str) -> Code:
@@ -74,18 +75,13 @@ def colour(number: int) -> tuple[int, int, int]:
 
 def disjoint_labels(dataset_json: Mapping[str, Any]) -> dict[int, str]:
     """Value in a mask → name; of a model of nested regions, what is left of each region without those in it."""
-    labels: dict[str, LabelOrRegion] = {
-        name: (value,) if isinstance(value, int) else value
-        for name, value in named_labels({"labels": dataset_json["labels"]}).items()
-        if name in dataset_json["labels"]
-    }
-    regions: dict[str, Sequence[int]] = {name: value for name, value in labels.items() if isinstance(value, tuple)}
-    if regions == {name: tuple(value) for name, value in BRATS_REGIONS.items() if name != "background"}:
+    labels = {name: value for name, value in dataset_json["labels"].items() if name != "ignore"}
+    if labels == BRATS_REGIONS:
         return {value: name for name, value in BRATS_LABELS.items() if value != 0}
-    named: dict[int, str] = {}
-    for value in sorted({value for region in regions.values() for value in region}):
-        around = sorted((name for name, region in regions.items() if value in region), key=lambda n: len(regions[n]))
-        innermost = around[0]
-        inside = [name for name, region in regions.items() if set(region) < set(regions[innermost])]
+    regions = {name: set(value) if isinstance(value, (list, tuple)) else {value} for name, value in labels.items()}
+    named = {}
+    for value in sorted(set.union(*regions.values()) - {0}):
+        innermost = min((name for name in regions if value in regions[name]), key=lambda name: len(regions[name]))
+        inside = [name for name, region in regions.items() if region < regions[innermost]]
         named[value] = f"{innermost} without {' and '.join(inside)}" if inside else innermost
     return named

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
-from scipy.spatial import ConvexHull, QhullError
+from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist, squareform
 from skimage.measure import find_contours
 
@@ -40,15 +40,17 @@ def measure(mask: np.ndarray, geometry: sitk.Image) -> Measurements | None:
     if not mask.any():
         return None
     x, y, z = geometry.GetSpacing()
-    found = max(
-        (
-            (longest, perpendicular, index)
-            for index in np.flatnonzero(mask.any((1, 2)))
-            for outline in outlines(mask[index])
-            for longest, perpendicular in [_diameters(outline[:, ::-1] * (x, y))]
-        ),
-    )
-    return Measurements(float(mask.sum()) * x * y * z, found[0], found[1], int(found[2]))
+    polygons = [
+        (int(index), outline[:, ::-1] * (x, y))
+        for index in np.flatnonzero(mask.any((1, 2)))
+        for outline in outlines(mask[index])
+    ]
+    axes = [_long_axis(polygon) for _, polygon in polygons]
+    lengths = [float(np.linalg.norm(axis)) for axis in axes]
+    widest = int(np.argmax(lengths))
+    index, polygon = polygons[widest]
+    perpendicular = _longest_chord(polygon, axes[widest] / lengths[widest])
+    return Measurements(float(mask.sum()) * x * y * z, lengths[widest], perpendicular, index)
 
 
 def outlines(plane: np.ndarray) -> Iterator[np.ndarray]:
@@ -64,18 +66,18 @@ def outlines(plane: np.ndarray) -> Iterator[np.ndarray]:
         yield outline - 1
 
 
-def _diameters(points: np.ndarray) -> tuple[float, float]:
-    """The longest distance within a closed polygon (points, 2), and the longest chord at right angles to it."""
-    try:
-        corners = points[ConvexHull(points).vertices]
-    except QhullError:  # all on one line
-        corners = points
+def _long_axis(points: np.ndarray) -> np.ndarray:
+    """From one to the other of the two points (points, 2) that are farthest from each other."""
+    corners = points[ConvexHull(points).vertices]
     distances = squareform(pdist(corners))
     start, end = np.unravel_index(distances.argmax(), distances.shape)
-    longest = float(distances[start, end])
-    along = (corners[end] - corners[start]) / longest
-    turned = points @ np.array([[along[0], -along[1]], [along[1], along[0]]])  # along x now
-    return longest, max((_chord(turned, x) for x in turned[:, 0]), default=0.0)
+    return corners[end] - corners[start]
+
+
+def _longest_chord(polygon: np.ndarray, axis: np.ndarray) -> float:
+    """Length of the longest line within a closed polygon (points, 2) at right angles to a unit vector."""
+    turned = polygon @ np.array([[axis[0], -axis[1]], [axis[1], axis[0]]])  # the axis along x
+    return max(_chord(turned, x) for x in turned[:, 0])
 
 
 def _chord(polygon: np.ndarray, x: float) -> float:

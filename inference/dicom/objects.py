@@ -9,6 +9,7 @@ import numpy as np
 import pydicom
 
 from braintum.conversion.building.pseudonyms import Pseudonyms
+from braintum.conversion.dicom.frames import readable
 from braintum.conversion.dicom.series import Series
 from braintum.conversion.files.atomic import atomic_files
 from braintum.inference.dicom.contours import structure_set
@@ -56,7 +57,8 @@ def write_objects(
         The files that were written.
 
     Raises:
-        ValueError: an unknown kind, a mask that does not fit the series, or a series without a frame of reference.
+        ValueError: an unknown kind, a mask that does not fit the series, a series without a frame of
+            reference, or headers that no object can be made of.
     """
     if unknown := sorted(set(kinds) - set(KINDS)):
         raise ValueError(f"unknown kind of object: {', '.join(unknown)}; there are {', '.join(KINDS)}")
@@ -67,15 +69,15 @@ def write_objects(
         others = [pseudonyms.of("uid", uid) for uid in others]
     predicted = PredictedSeries(prepared, mask, dataset_json, result, model, others)
     objects: dict[str, pydicom.Dataset] = {}
-    found = segmentation(predicted, labelmap) if predicted.segments and "seg" in kinds else None
-    if found is not None:
-        objects["seg"] = found
-    if "sr" in kinds:
-        objects["sr"] = structured_report(predicted, found)
-    if "sc" in kinds:
-        objects["sc"] = secondary_capture(predicted)
-    if "rtstruct" in kinds and predicted.segments:
-        objects["rtstruct"] = structure_set(predicted)
+    with readable(Path(series.description)):
+        if "seg" in kinds and predicted.segments:
+            objects["seg"] = segmentation(predicted, labelmap)
+        if "sr" in kinds:
+            objects["sr"] = structured_report(predicted, objects.get("seg"))
+        if "sc" in kinds:
+            objects["sc"] = secondary_capture(predicted)
+        if "rtstruct" in kinds and predicted.segments:
+            objects["rtstruct"] = structure_set(predicted)
     with atomic_files(output, durable=True) as partial:
         for kind, dataset in objects.items():
             dataset.save_as(partial / f"{kind}.dcm", enforce_file_format=True)

@@ -1,5 +1,6 @@
 """What a model found in a series, and what all objects made of it have in common."""
 
+import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,17 +97,24 @@ class PredictedSeries:
         """From which patient and study are copied."""
         return self.series.instances[0]
 
-    def uid(self, what: str) -> str:
-        """A UID that is the same for the same images and the same model (``2.25.``, PS3.5 B.2)."""
+    @cached_property
+    def _fingerprint(self) -> str:
+        """Of all that the objects are made from."""
         images = sorted([*self.others, *(str(instance.SOPInstanceUID) for instance in self.series.instances)])
-        return stable_uid(what, __version__, self.model.checksum, content_hash(dict(self.result)), *images)
+        result = {name: value for name, value in self.result.items() if name != "case"}
+        mask = hashlib.sha256(np.ascontiguousarray(self.mask).tobytes()).hexdigest()
+        return content_hash([__version__, self.model.checksum, mask, result, images])
 
-    def identity(self, kind: str) -> dict[str, Any]:
+    def uid(self, what: str) -> str:
+        """A UID that is the same for the same images, model and result (``2.25.``, PS3.5 B.2)."""
+        return stable_uid(self._fingerprint, what)
+
+    def identity(self, kind: str, variant: str = "") -> dict[str, Any]:
         """Arguments that every object of highdicom takes: UIDs, and the equipment."""
         return {
-            "series_instance_uid": self.uid(f"series {kind}"),
-            "series_number": _SERIES_NUMBERS[kind] + int(self.first_instance.get("SeriesNumber") or 0),
-            "sop_instance_uid": self.uid(f"object {kind}"),
+            "series_instance_uid": self.uid(f"series {kind}{variant}"),
+            "series_number": _SERIES_NUMBERS[kind] + int(self.first_instance.get("SeriesNumber") or 0) % 1000,
+            "sop_instance_uid": self.uid(f"object {kind}{variant}"),
             "instance_number": 1,
             "manufacturer": MANUFACTURER,
             "manufacturer_model_name": self.model.name[:_LONGEST_TEXT],

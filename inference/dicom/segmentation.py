@@ -45,7 +45,7 @@ def segmentation(predicted: PredictedSeries, labelmap: bool = False) -> seg.Segm
         content_description=DISCLAIMER,
         content_creator_name="braintum^",
         omit_empty_frames=True,
-        **predicted.identity("SEG"),
+        **predicted.identity("SEG", " labelmap" if labelmap else ""),
     )
     _fix_dimension_uid(dataset, predicted.uid("dimensions"))
     return dataset

@@ -13,18 +13,18 @@ from conftest import REPOSITORY
 from dicom_data import STUDY, grid, write_series
 from dicom_results import HEADER, by_dcmqi, free_port, running_orthanc
 from PIL import Image
+from tiny_training import save_model, write_preprocessed
 
 from braintum.dicom.node.node import Node
 from braintum.dicom.node.receiver import start_receiver
 from braintum.dicom.node.sender import Destination, send
 from braintum.dicom.node.spool import Spool
 from braintum.dicom.node.study_predictor import StudyPredictor
+from braintum.inference.api import load_predictor, predict_folder
 from braintum.inference.cli import main
 from braintum.inference.dicom.study_objects import ObjectOptions
 from braintum.inference.ready.predict_images import predict_images
 from braintum.inference.ready.zoo import ready_model
-
-TEST_DATA = os.environ.get("BRAINTUM_TEST_DATA")
 
 
 def slices() -> sitk.Image:
@@ -34,32 +34,16 @@ def slices() -> sitk.Image:
     return grid(np.stack([np.asarray(picture).astype(np.int16) for picture in pictures]), (0.9, 1.1, 5.0))
 
 
-def real() -> sitk.Image:
-    """Slices through the tumour of a BraTS case."""
-    file = next(Path(TEST_DATA or "").glob("brats2021/*/*_t1ce.nii.gz"))
-    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(file).replace("t1ce", "seg")))
-    middle = int((mask != 0).sum((1, 2)).argmax())
-    return sitk.Cast(sitk.ReadImage(str(file)), sitk.sitkInt16)[:, :, middle - 6 : middle + 6]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "source",
-    [
-        slices,
-        pytest.param(real, marks=pytest.mark.skipif(not TEST_DATA, reason="BRAINTUM_TEST_DATA is not set")),
-    ],
-)
-def test_study_goes_through_the_archive_and_back(source, tmp_path):
-    image, port = source(), free_port()
-    predict = StudyPredictor.of_ready_model(ready_model(), "cpu", patterns={}, options=ObjectOptions())
-    with running_orthanc(tmp_path / "archive", port) as archive:
-        spool = Spool(tmp_path / "spool")
+def through_archive(image: sitk.Image, predict: StudyPredictor, folder: Path) -> np.ndarray:
+    """The mask (Z, Y, X) that comes back of an image, read by dcmqi on the image's own grid."""
+    port = free_port()
+    with running_orthanc(folder / "archive", port) as archive:
+        spool = Spool(folder / "spool")
         destination = Destination("127.0.0.1", archive.dicom_port, "ARCHIVE")
         node = Node(spool, predict, lambda files: send(files, destination, "BRAINTUM"), 0, 3600)
         server = start_receiver(spool, "BRAINTUM", ("127.0.0.1", port), ["ARCHIVE"])
         try:
-            for file in write_series(tmp_path / "series", image, HEADER):
+            for file in write_series(folder / "series", image, HEADER):
                 archive.post("/instances", file.read_bytes())
             (study,) = json.loads(archive.get("/studies"))
             archive.post("/modalities/node/store", study.encode())
@@ -71,20 +55,44 @@ def test_study_goes_through_the_archive_and_back(source, tmp_path):
         files = {}
         for modality in ("SEG", "SR", "OT"):
             (instance,) = archive.instances(modality)
-            files[modality] = tmp_path / f"{modality}.dcm"
+            files[modality] = folder / f"{modality}.dcm"
             files[modality].write_bytes(archive.get(f"/instances/{instance}/file"))
-
-    (tmp_path / "volumes").mkdir()
-    volume = tmp_path / "volumes" / "case.nii.gz"
-    sitk.WriteImage(image, str(volume))
-    predict_images(predict.predictor, None, volume, tmp_path / "predicted")
-    expected = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "predicted" / "case.nii.gz")))
-    assert expected.any()
-    (tmp_path / "read").mkdir()
-    assert np.array_equal(by_dcmqi(files["SEG"], image, tmp_path / "read"), expected)
     if shutil.which("dciodvfy"):
         for file in files.values():
             assert "Error" not in subprocess.run(["dciodvfy", "-new", file], capture_output=True, text=True).stderr
+    (folder / "read").mkdir()
+    return by_dcmqi(files["SEG"], image, folder / "read")
+
+
+def volume_of(image: sitk.Image, folder: Path) -> Path:
+    """A folder with the image as NIfTI, to be predicted without DICOM."""
+    folder.mkdir()
+    sitk.WriteImage(image, str(folder / "case_0000.nii.gz"))
+    return folder
+
+
+@pytest.mark.slow
+def test_study_goes_through_the_archive_and_back(tmp_path):
+    predict = StudyPredictor.of_ready_model(ready_model(), "cpu", patterns={}, options=ObjectOptions())
+    found = through_archive(slices(), predict, tmp_path)
+    predict_images(predict.predictor, None, volume_of(slices(), tmp_path / "nifti"), tmp_path / "predicted")
+    expected = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "predicted" / "case_0000.nii.gz")))
+    assert expected.any() and np.array_equal(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("BRAINTUM_TEST_DATA" not in os.environ, reason="BRAINTUM_TEST_DATA is not set")
+def test_case_of_brats_goes_through_the_archive_and_back(nnunet_folders, tmp_path):
+    file = next(Path(os.environ["BRAINTUM_TEST_DATA"]).glob("brats2021/*/*_t1ce.nii.gz"))
+    image = sitk.Cast(sitk.ReadImage(str(file)), sitk.sitkInt16)
+    model = save_model(
+        write_preprocessed(nnunet_folders.preprocessed, "2d"), "nnUNetTrainerMultiTask", (0,), "checkpoint_final.pth"
+    )
+    predictor = load_predictor(model, device="cpu", mirroring=False)
+    found = through_archive(image, StudyPredictor(predictor, None, {}, ObjectOptions()), tmp_path)
+    predict_folder(volume_of(image, tmp_path / "nifti"), tmp_path / "predicted", predictor, show_progress=False)
+    expected = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "predicted" / "case.nii.gz")))
+    assert expected.any() and np.array_equal(found, expected)
 
 
 @pytest.mark.slow
