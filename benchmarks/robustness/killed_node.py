@@ -8,15 +8,16 @@ address. A sender repeats what was not acknowledged, as a scanner does.
 
 import argparse
 import json
+import multiprocessing
 import os
-import signal
-import subprocess
+import socket
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -29,6 +30,8 @@ from braintum.dicom.node.sender import Destination, send
 from braintum.inference.dicom.prediction import stable_uid
 
 SLICES, EDGE = 2, 32
+PROCESSES = multiprocessing.get_context("forkserver")
+IMPORTED = ["braintum.dicom.node.study_predictor", "braintum.dicom.node.receiver", "braintum.dicom.node.sender"]
 HELPERS = Path(__file__).parents[2] / "tests" / "helpers"
 
 
@@ -104,46 +107,61 @@ class Archive:
         return 0
 
 
-def start_node(model: Path, spool: Path, port: int, archive_port: int, log: Path) -> subprocess.Popen:
-    """Start the node, and wait until it listens."""
-    start = "import sys; from braintum.dicom.serve_cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", start, "--port", str(port), "-device", "cpu", "--quiet", "2", "-m", str(model)]
-    command += ["--send-to", f"127.0.0.1:{archive_port}:ARCHIVE", "--spool", str(spool), "--max-studies", "1000"]
+def node_process(arguments: list[str], log: Path) -> None:
+    """What the process of a node runs."""
     with open(log, "ab") as stream:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stream, text=True)
-    if process.stdout is None or "listens" not in process.stdout.readline():
-        raise RuntimeError(f"the node does not start: {log.read_text()[-2000:]}")
-    return process
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    from braintum.dicom.serve_cli import main
+
+    sys.argv = ["braintum_serve", *arguments]
+    sys.exit(main())
+
+
+def start_node(arguments: list[str], port: int, log: Path) -> Any:
+    """Start the node, in a process that has imported everything already, and wait until it listens."""
+    process = PROCESSES.Process(target=node_process, args=(arguments, log))
+    process.start()
+    while process.is_alive():
+        with socket.socket() as connection:
+            if connection.connect_ex(("127.0.0.1", port)) == 0:
+                return process
+        time.sleep(0.05)
+    raise RuntimeError(f"the node does not start: {log.read_text()[-2000:]}")
 
 
 def run(num_studies: int, seed: int, longest_life: float, folder: Path) -> dict[str, object]:
     """All of it; what is lost, and what came twice."""
     random = np.random.default_rng(seed)
     port, archive_port = (int(number) for number in random.choice(np.arange(20000, 40000), 2, replace=False))
-    archive, model = Archive(archive_port), make_model(folder)
+    archive, log = Archive(archive_port), folder / "log.txt"
+    node_arguments = ["--port", str(port), "-device", "cpu", "--quiet", "1", "-m", str(make_model(folder))]
+    node_arguments += ["--send-to", f"127.0.0.1:{archive_port}:ARCHIVE", "--spool", str(folder / "spool")]
+    node_arguments += ["--dicom", "seg", "sr", "--max-studies", "1000"]
     (folder / "in").mkdir()
     studies = [write_study(folder / "in", number) for number in range(num_studies)]
     sender = threading.Thread(target=send_all, args=(studies, Destination("127.0.0.1", port, "BRAINTUM")), daemon=True)
+    PROCESSES.set_forkserver_preload(IMPORTED)
     begin, kills = time.monotonic(), 0
     sender.start()
     with tqdm(total=num_studies) as bar:
         while len(archive.reports) < num_studies:
-            node = start_node(model, folder / "spool", port, archive_port, folder / "log.txt")
+            node = start_node(node_arguments, port, log)
             end = time.monotonic() + random.uniform(0, longest_life)
             while time.monotonic() < end and len(archive.reports) < num_studies:
                 time.sleep(0.1)
                 bar.update(len(archive.reports) - bar.n)
             if len(archive.reports) < num_studies:
                 kills += 1
-            node.send_signal(signal.SIGKILL)
-            node.wait()
+            node.kill()
+            node.join()
     seconds = time.monotonic() - begin
-    node = start_node(model, folder / "spool", port, archive_port, folder / "log.txt")  # what is left to be sent still
+    node = start_node(node_arguments, port, log)  # what is left to be sent still
     time.sleep(15)
     node.terminate()
-    node.wait()
+    node.join()
     archive.server.shutdown()
-    log = (folder / "log.txt").read_text()
+    said = log.read_text()
     return {
         "studies": num_studies,
         "kills": kills,
@@ -152,8 +170,8 @@ def run(num_studies: int, seed: int, longest_life: float, folder: Path) -> dict[
         "studies with several reports": sum(len(reports) > 1 for reports in archive.reports.values()),
         "objects": len(archive.arrivals),
         "objects sent again under the same UID": sum(count > 1 for count in archive.arrivals.values()),
-        "patients' names in the log": log.count("Test^"),
-        "tracebacks in the log": log.count("Traceback"),
+        "patients' names in the log": said.count("Test^"),
+        "tracebacks in the log": said.count("Traceback"),
     }
 
 

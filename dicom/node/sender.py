@@ -65,7 +65,10 @@ def send(files: Sequence[Path], destination: Destination, aet: str) -> None:
             if not any(context.abstract_syntax == dataset.SOPClassUID for context in association.accepted_contexts):
                 refused.append(f"{file.name}: {dataset.SOPClassUID.name} is not taken")
                 continue
-            status = association.send_c_store(dataset)
+            try:
+                status = association.send_c_store(dataset)
+            except RuntimeError as error:  # what pynetdicom raises when the other side is gone
+                raise OSError("the association was lost") from error
             if "Status" not in status or status.Status >> 8 == 0xA7:  # connection lost; out of resources
                 raise OSError(f"{file.name} was not taken for now")
             if code_to_category(status.Status) not in ("Success", "Warning"):
