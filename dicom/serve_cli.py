@@ -87,7 +87,7 @@ def serve(argv: list[str] | None = None) -> None:
         raise ValueError("--model is about ready models; leave it, or -m, -d and -c, away")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("braintum.dicom").setLevel(logging.INFO)
-    logging.getLogger("pynetdicom").setLevel(logging.ERROR)
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # it writes tracebacks of lost connections
 
     from braintum.conversion.files.disk import locked_folder  # late: "-h" should answer at once
     from braintum.dicom.node.node import Node

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 def predict_studies(
-    args: argparse.Namespace, has_own_model: bool, predict_files: Callable[[argparse.Namespace, bool], int]
+    args: argparse.Namespace,
+    has_own_model: bool,
+    predict_files: Callable[[argparse.Namespace, bool], int],
+    store: Callable[[list[Path]], None] | None = None,
 ) -> int:
     """Predict every study in a folder or ZIP archive.
 
@@ -31,6 +34,7 @@ def predict_studies(
         args: of ``braintum_predict``.
         has_own_model: see ``predict_files``.
         predict_files: predicts a folder of volumes, and returns an exit code.
+        store: gets the DICOM objects of each study.
 
     Returns:
         0, or 3 where a study could not be predicted or written, or a file not be read.
@@ -63,7 +67,7 @@ def predict_studies(
         volumes.i = folder
         code = predict_files(volumes, has_own_model)
     if args.dicom is not None:
-        studies.left_out |= _write_objects(args, studies, has_own_model, pseudonyms)
+        studies.left_out |= _write_objects(args, studies, has_own_model, pseudonyms, store)
     write_left_out(output / LEFT_OUT_FILE, {**studies.left_out, **studies.not_needed}, source, others=None)
     return EXIT_SOME_FAILED if studies.left_out else code
 
@@ -77,8 +81,7 @@ def predict_study_of_archive(
     Raises:
         OSError: the archive does not answer.
     """
-    from braintum.inference.dicom.study_objects import OBJECTS_FOLDER  # needs pydicom
-    from braintum.inference.dicom.web import Archive
+    from braintum.inference.dicom.web import Archive  # needs dicomweb-client
 
     if args.store and args.dicom is None:
         raise ValueError("--store sends the objects that --dicom writes; give both")
@@ -87,18 +90,17 @@ def predict_study_of_archive(
         print(f"{archive.retrieve(args.i, Path(folder))} images fetched", flush=True)
         fetched = copy.copy(args)
         fetched.i = folder
-        code = predict_studies(fetched, has_own_model, predict_files)
-    if args.store and code == 0:
-        files = sorted((Path(args.o) / OBJECTS_FOLDER).glob("*/*.dcm"))
-        archive.store(files)
-        print(f"{len(files)} objects stored in the archive")
-    return code
+        return predict_studies(fetched, has_own_model, predict_files, archive.store if args.store else None)
 
 
 def _write_objects(
-    args: argparse.Namespace, studies: "StudyCases", has_own_model: bool, pseudonyms: Pseudonyms | None
+    args: argparse.Namespace,
+    studies: "StudyCases",
+    has_own_model: bool,
+    pseudonyms: Pseudonyms | None,
+    store: Callable[[list[Path]], None] | None,
 ) -> dict[str, str]:
-    """Write the DICOM objects of the studies that were predicted; case -> why there are none."""
+    """Write, and perhaps store, the DICOM objects of the studies that were predicted; case -> why there are none."""
     from braintum.inference.dicom.study_objects import ObjectOptions, write_study_objects
     from braintum.inference.ready.zoo import ready_model
 
@@ -114,7 +116,10 @@ def _write_objects(
             failed[case.name] = f"no DICOM objects: {error}"
             print(f"{case.name}: {failed[case.name]}", file=sys.stderr)
             continue
-        print(f"{case.name}: {', '.join(file.name for file in files)} in {files[0].parent}")
+        if store is not None:
+            store(files)
+        stored = "" if store is None else ", and in the archive"
+        print(f"{case.name}: {', '.join(file.name for file in files)} in {files[0].parent}{stored}")
     return failed
 
 

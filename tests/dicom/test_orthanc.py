@@ -76,7 +76,7 @@ def test_study_goes_through_the_archive_and_back(tmp_path):
     predict = StudyPredictor.of_ready_model(ready_model(), "cpu", patterns={}, options=ObjectOptions())
     found = through_archive(slices(), predict, tmp_path)
     predict_images(predict.predictor, None, volume_of(slices(), tmp_path / "nifti"), tmp_path / "predicted")
-    expected = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "predicted" / "case_0000.nii.gz")))
+    expected = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "predicted" / "case.nii.gz")))
     assert expected.any() and np.array_equal(found, expected)
 
 
