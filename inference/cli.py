@@ -11,12 +11,14 @@ from braintum.commands.command import EXIT_SOME_FAILED, run_command
 from braintum.commands.model_arguments import DEFAULT_CHECKPOINT, add_model_arguments, fold, model_folder
 from braintum.commands.provenance import without_folders
 from braintum.conversion.files.folders import holds_studies
-from braintum.inference.predict_studies import predict_studies
+from braintum.inference.dicom.arguments import add_archive_arguments, add_object_arguments
+from braintum.inference.predict_studies import predict_studies, predict_study_of_archive
 from braintum.inference.prediction.aggregation_modes import AGGREGATION_MODES
 from braintum.inference.prediction.input_files import LEFT_OUT_FILE, check_folder, check_input, check_output
 
 MAX_NAMES = 50
 """Of more cases that were not predicted only the first are printed; `left_out.json` names all."""
+_OF_STUDIES = ("channel", "series_table", "reference", "dicom", "labelmap", "pseudonymise", "store")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,14 +39,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder of images, of your own model's named CASE_0000.<ending>, …; or DICOM studies: folder or ZIP file",
     )
     parser.add_argument("-o", metavar="OUTPUT", help="output folder")
-    dicom = parser.add_argument_group("DICOM studies", "where the headers do not tell which series is which channel")
+    dicom = parser.add_argument_group("DICOM studies")
     dicom.add_argument(
         "--channel",
         action="append",
         default=[],
         metavar="NAME=PATTERN",
-        help="a channel of the model and the description of its series, such as T1ce='*mprage*km*', or its "
-        "SeriesInstanceUID; repeat it for more",
+        help="where the headers do not tell: a channel of the model and the description of its series, such as "
+        "T1ce='*mprage*km*', or its SeriesInstanceUID; repeat it for more",
     )
     dicom.add_argument(
         "--series-table",
@@ -53,6 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
         "column a channel",
     )
     dicom.add_argument("--reference", metavar="CHANNEL", help="on whose grid all is predicted; default: the first")
+    add_object_arguments(dicom)
+    add_archive_arguments(dicom)
     ready = parser.add_argument_group("ready model", "used where neither -m nor -d is given")
     ready.add_argument("--model", metavar="NAME", help="one of `braintum_models list`; default: braintum's own")
     ready.add_argument("--card", action="store_true", help="print what the model is, how good, and what it is not for")
@@ -162,11 +166,14 @@ def predict(argv: list[str] | None = None) -> int:
         return _print_card(args.model)
     if args.i is None or args.o is None:
         parser.error("the following arguments are required: -i, -o")
+    if args.dicomweb is not None:
+        return predict_study_of_archive(args, has_own_model, _predict_files)
     check_output(Path(args.o), Path(args.i))
     if holds_studies(Path(args.i)):
         return predict_studies(args, has_own_model, _predict_files)
-    if args.channel or args.series_table or args.reference:
-        raise ValueError(f"{args.i} holds no DICOM studies, which --channel, --series-table and --reference are about")
+    if given := [option for option in _OF_STUDIES if getattr(args, option) not in (None, False, [])]:
+        options = ", ".join(f"--{option.replace('_', '-')}" for option in given)
+        raise ValueError(f"{args.i} holds no DICOM studies, which {options} is about")
     return _predict_files(args, has_own_model)
 
 

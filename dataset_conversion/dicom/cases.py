@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,6 +77,7 @@ def write_cases(
     table: Path | None = None,
     reference: str | None = None,
     ending: str = ".nii.gz",
+    rename: Callable[[str], str] = str,
 ) -> StudyCases:
     """Writes the studies in a folder or ZIP archive as volumes `CASE_0000.nii.gz`, …
 
@@ -89,6 +90,7 @@ def write_cases(
             which hold patterns; these go before `patterns`.
         reference: the channel whose grid is used; None for the first.
         ending: of the files.
+        rename: name of a case, with patient and date -> the name to use.
 
     Raises:
         FileNotFoundError: no such source.
@@ -102,7 +104,7 @@ def write_cases(
     written = StudyCases(left_out=dict(found.left_out), num_series=len(found.series))
     written.not_needed |= {file: f"a copy of {first}" for file, first in found.copies.items()}
     for name, uid, study in _studies(found):
-        own = rows.get(uid, rows.get(name, {}))
+        own, name = rows.get(uid, rows.get(name, {})), rename(name)
         try:
             chosen = choose_series(study, channels, {**patterns, **own})
             case = _write(name, chosen, reference or channels[0], folder, ending)

@@ -14,10 +14,15 @@ _TEXT_HEIGHT = 22
 
 
 def write_overlay(file: Path, slices: np.ndarray, mask: np.ndarray, aspect: float, text: str) -> None:
+    """Write what :func:`draw_overlay` draws as PNG, replaced as a whole."""
+    with atomic_path(file) as partial:
+        draw_overlay(slices, mask, aspect, text).save(partial, format="PNG")
+
+
+def draw_overlay(slices: np.ndarray, mask: np.ndarray, aspect: float, text: str) -> Image.Image:
     """Draw the slice with most tumour, or the middle one where there is none.
 
     Args:
-        file: PNG, replaced as a whole.
         slices: (Z, Y, X).
         mask: (Z, Y, X), 0 for background.
         aspect: height of a pixel relative to its width.
@@ -39,5 +44,4 @@ def write_overlay(file: Path, slices: np.ndarray, mask: np.ndarray, aspect: floa
     both.paste(picture, (0, 0))
     both.paste(Image.fromarray(outlined), (size[0], 0))
     ImageDraw.Draw(both).text((6, size[1] + 3), text, fill="white", font=ImageFont.load_default(14))
-    with atomic_path(file) as partial:
-        both.save(partial, format="PNG")
+    return both

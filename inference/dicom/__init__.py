@@ -1,0 +1,1 @@
+"""Predictions as DICOM objects: segmentation, structured report, picture, contours."""
