@@ -45,6 +45,7 @@ class nnUNetTrainerMaskedImages(SegmentationTrainer):
     """
 
     recipe = MASKED_IMAGES
+    takes_recipes = False
     build_network_architecture = staticmethod(
         reconstruction_network(
             lambda plan: stock_counterpart(plan.network_arch_class_name, PlainConvUNet, ResidualEncoderUNet)

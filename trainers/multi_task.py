@@ -29,7 +29,7 @@ from braintum.trainers.classes.progress import MultiTaskLogger
 from braintum.trainers.classes.validation_results import write_validation_results
 from braintum.trainers.losses.task_balancing import LOG_VARIANCES, UncertaintyWeighting, build_balancing
 from braintum.trainers.networks import multi_task_network
-from braintum.trainers.recipes.recipe import MULTI_TASK, SHORT, ParameterGroup, split_off
+from braintum.trainers.recipes.recipe import MULTI_TASK, ParameterGroup, split_off
 from braintum.trainers.segmentation import SegmentationTrainer
 
 
@@ -74,7 +74,6 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
         self.balancing = build_balancing(
             self.settings.task_balancing, self.recipe.lowest_segmentation_loss, self.is_ddp
         ).to(self.device)
-        self._shape_of_case: dict[str, tuple[int, ...]] = {}
 
     @property
     def output_folder_base(self) -> str | None:
@@ -214,11 +213,7 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
         """Share of each case's image that one patch covers; matters only where masks may be missing."""
         if not self.label_manager.has_ignore_label:
             return torch.ones(len(keys))
-        for key in keys:
-            if key not in self._shape_of_case:
-                data, *_ = self.dataset_class(self.preprocessed_dataset_folder, [key]).load_case(key)
-                self._shape_of_case[key] = tuple(data.shape[1:])
-        return covered_shares(self.configuration_manager.patch_size, [self._shape_of_case[key] for key in keys])
+        return covered_shares(self.configuration_manager.patch_size, [self.shape_of(key) for key in keys])
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """As stock; also logs the class loss."""
@@ -381,9 +376,3 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
                     f"{figures['macro_f1']:.4f} (majority class {figures['majority_rate']:.4f})",
                     also_print_to_console=True,
                 )
-
-
-class nnUNetTrainerMultiTaskShort(nnUNetTrainerMultiTask):
-    """The same by the recipe for short trainings, also on a CPU."""
-
-    recipe = SHORT

@@ -36,6 +36,7 @@ from braintum.inference.models.trained_with import check_trained_with
 from braintum.trainers.averaged_weights import NUM_UPDATES, TRAINED_WEIGHTS, AveragedWeights
 from braintum.trainers.cpu_arithmetic import CpuArithmetic, fastest, without_measuring
 from braintum.trainers.data.device_batches import AugmentedBatches, device_loader_class
+from braintum.trainers.data.passes import CasesInPasses
 from braintum.trainers.data.seeded_batches import (
     NETWORK,
     compute_deterministically,
@@ -45,6 +46,7 @@ from braintum.trainers.data.seeded_batches import (
 )
 from braintum.trainers.data.slice_sampling import SliceSampling, data_loader_class
 from braintum.trainers.data.split_check import check_known, check_leaks, splits_by_patient
+from braintum.trainers.expectations import DurationEstimate, difference_from_paper
 from braintum.trainers.identity import training_identity
 from braintum.trainers.losses.losses import UpsamplingDeepSupervisionLoss
 from braintum.trainers.recipes.papers import Paper
@@ -69,7 +71,9 @@ class SegmentationTrainer(nnUNetTrainer):
     Attributes:
         recipe: how to train.
         papers: that describe the network, or the idea added to nnU-Net's; none for our own.
+        paper_parameters: of the network on the plans of its paper; None where there is no such thing.
         dimensions: of the configurations that it trains.
+        takes_recipes: whether it can be trained by other recipes than its own.
         slice_sampling: of volumes, in 2-D configurations; None for nnU-Net's own.
 
     Raises:
@@ -86,8 +90,10 @@ class SegmentationTrainer(nnUNetTrainer):
 
     recipe: ClassVar[Recipe]
     papers: ClassVar[tuple[Paper, ...]] = ()
+    paper_parameters: ClassVar[int | None] = None
     dimensions: ClassVar[tuple[int, ...]] = (2, 3)
     balances_tasks: ClassVar[bool] = False
+    takes_recipes: ClassVar[bool] = True
     slice_sampling: SliceSampling | None = SliceSampling()
 
     def __init__(
@@ -125,6 +131,12 @@ class SegmentationTrainer(nnUNetTrainer):
             ratio = self.num_val_iterations_per_epoch / self.num_iterations_per_epoch
             self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
             self.num_val_iterations_per_epoch = max(1, round(ratio * self.num_iterations_per_epoch))
+        self._shape_of_case: dict[str, tuple[int, ...]] = {}
+
+    @classmethod
+    def adapted(cls, recipe: Recipe) -> Recipe:
+        """A recipe as this kind of training follows it."""
+        return recipe
 
     # ------------------------------------------------------------------ network, loss and optimiser
 
@@ -351,8 +363,15 @@ class SegmentationTrainer(nnUNetTrainer):
     def _loaders(self) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
         """Iterators over training and validation batches, and the loaders behind them."""
         choose = device_loader_class if self.augments_on_device else data_loader_class
+
+        def loader(*args: Any, **kwargs: Any) -> Any:
+            made: Any = choose(self.slice_sampling)(*args, **kwargs)
+            if self.recipe.epoch == "pass":
+                made.get_indices = CasesInPasses(made.indices, made.batch_size)
+            return made
+
         # nnU-Net's method makes the loaders, and starts their workers, with all that it prepares for them
-        stand_ins: dict[str, Any] = {"nnUNetDataLoader": choose(self.slice_sampling)}
+        stand_ins: dict[str, Any] = {"nnUNetDataLoader": loader}
         if self.seed is not None:
             stand_ins["get_allowed_n_proc_DA"] = lambda: 0  # the workers of seeded batches are others
         with replaced(stock_module, **stand_ins):
@@ -378,11 +397,44 @@ class SegmentationTrainer(nnUNetTrainer):
             remove_partial_checkpoints(self.output_folder)
         if self.settings.deterministic:
             compute_deterministically()
+        self.set_length_of_epochs()
         with atomic_writes_of(stock_module):  # trainings of other folds read and write the same files
             super().on_train_start()
         self._choose_cpu_arithmetic()
+        if (difference := difference_from_paper(self)) is not None:
+            self.print_to_log_file(f"WARNING: {difference}", also_print_to_console=True)
+        updates = (self.num_epochs - self.current_epoch) * self.num_iterations_per_epoch
+        self.optimizer.register_step_post_hook(DurationEstimate(updates, self.print_to_log_file))
         if self.current_epoch > 0:
             self.save_missed_checkpoints()
+
+    def set_length_of_epochs(self) -> None:
+        """Decide how many iterations an epoch has, and say how many there will be in all."""
+        batch_size = self.configuration_manager.batch_size
+        images = [self.num_images(cases) for cases in self.do_split()]
+        if self.recipe.epoch == "pass" and self.settings.num_iterations_per_epoch is None:
+            updates = [-(-number // batch_size) for number in images]
+            self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = updates
+        in_all = self.num_epochs * self.num_iterations_per_epoch
+        self.print_to_log_file(
+            f"Training will make {in_all} updates with batches of {batch_size}: {in_all * batch_size} images, "
+            f"{in_all * batch_size / images[0]:.1f} passes over the {images[0]} there are; {self.num_epochs} epochs of "
+            f"{self.num_iterations_per_epoch} updates",
+            also_print_to_console=True,
+        )
+
+    def num_images(self, cases: Sequence[str]) -> int:
+        """Images that cases have: their slices in 2-D configurations, themselves in 3-D ones."""
+        if len(self.configuration_manager.patch_size) == 3:
+            return len(cases)
+        return sum(self.shape_of(case)[0] for case in cases)
+
+    def shape_of(self, case: str) -> tuple[int, ...]:
+        """Shape of a preprocessed case, (Z, Y, X)."""
+        if case not in self._shape_of_case:
+            data, *_ = self.dataset_class(self.preprocessed_dataset_folder, [case]).load_case(case)
+            self._shape_of_case[case] = tuple(data.shape[1:])
+        return self._shape_of_case[case]
 
     def save_missed_checkpoints(self) -> None:
         """Save the best checkpoints that a killed training did not get to: it writes the latest one first."""
