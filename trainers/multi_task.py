@@ -24,7 +24,7 @@ from braintum.trainers.classes.class_supervision import (
     covered_shares,
     patch_weights,
 )
-from braintum.trainers.classes.permuted_labels import PERMUTATION_SEED, control_folder, with_permuted_training
+from braintum.trainers.classes.permuted_labels import PERMUTATION_SEED, with_permuted_training
 from braintum.trainers.classes.progress import MultiTaskLogger
 from braintum.trainers.classes.validation_results import write_validation_results
 from braintum.trainers.losses.task_balancing import LOG_VARIANCES, UncertaintyWeighting, build_balancing
@@ -74,15 +74,6 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
         self.balancing = build_balancing(
             self.settings.task_balancing, self.recipe.lowest_segmentation_loss, self.is_ddp
         ).to(self.device)
-
-    @property
-    def output_folder_base(self) -> str | None:
-        """Folder of the model, see :func:`braintum.trainers.classes.permuted_labels.control_folder`."""
-        return self._output_folder_base
-
-    @output_folder_base.setter
-    def output_folder_base(self, folder: str | None) -> None:  # nnU-Net sets it, and derives all others from it
-        self._output_folder_base = control_folder(folder, self.fold)
 
     # ------------------------------------------------------------------ optimiser
 

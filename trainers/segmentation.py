@@ -1,7 +1,7 @@
 """Base of all our trainers: nnU-Net's trainer, told by a recipe what to do."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_raw
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock_module
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.crossval_split import generate_crossval_split
@@ -28,7 +29,7 @@ from braintum.commands.provenance import PROVENANCE_FILE, provenance
 from braintum.commands.seams import replaced
 from braintum.conversion.files.atomic import atomic_writes_of, write_json_atomic
 from braintum.conversion.format.calibration import CALIBRATION_KEY, stored_calibration
-from braintum.conversion.format.cases import find_cases_file, read_cases
+from braintum.conversion.format.cases import Case, find_cases_file, read_cases
 from braintum.conversion.format.splits import SPLITS_FILE, Splits, read_splits
 from braintum.evaluation.metrics.segmentation_metrics import metrics_on_folder
 from braintum.inference.models.checkpoints import load_checkpoint_safely, to_builtin
@@ -45,10 +46,11 @@ from braintum.trainers.data.seeded_batches import (
     stream_of_rank,
 )
 from braintum.trainers.data.slice_sampling import SliceSampling, data_loader_class
-from braintum.trainers.data.split_check import check_known, check_leaks, splits_by_patient
+from braintum.trainers.data.split_check import check_known, check_leaks, splits_by_image, splits_by_patient
 from braintum.trainers.expectations import DurationEstimate, difference_from_paper
 from braintum.trainers.identity import training_identity
 from braintum.trainers.losses.losses import UpsamplingDeepSupervisionLoss
+from braintum.trainers.recipes.control_folder import control_folder
 from braintum.trainers.recipes.papers import Paper
 from braintum.trainers.recipes.recipe import ParameterGroup, Recipe
 from braintum.trainers.recipes.schedule import PerGroupLR, epochs_without_improvement
@@ -56,6 +58,9 @@ from braintum.trainers.recipes.settings import TrainingSettings
 from braintum.trainers.safety.checkpoint_writer import CheckpointWriter, checkpoint_of, on_cpu, write_checkpoint
 from braintum.trainers.safety.crash_safety import begin_validation, export_completely, remove_partial_checkpoints
 from braintum.trainers.safety.debug_information import remove_machine
+
+_NUM_FOLDS, _SEED_OF_FOLDS = 5, 12345
+"""nnU-Net's."""
 
 
 class _StoppedEarly(Exception):
@@ -132,6 +137,15 @@ class SegmentationTrainer(nnUNetTrainer):
             self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
             self.num_val_iterations_per_epoch = max(1, round(ratio * self.num_iterations_per_epoch))
         self._shape_of_case: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def output_folder_base(self) -> str | None:
+        """Folder of the model, see :func:`braintum.trainers.recipes.control_folder.control_folder`."""
+        return self._output_folder_base
+
+    @output_folder_base.setter
+    def output_folder_base(self, folder: str | None) -> None:  # nnU-Net sets it, and derives all others from it
+        self._output_folder_base = control_folder(folder, self.fold)
 
     @classmethod
     def adapted(cls, recipe: Recipe) -> Recipe:
@@ -331,6 +345,8 @@ class SegmentationTrainer(nnUNetTrainer):
             cases = read_cases(self.cases_file())
         except FileNotFoundError:  # only masks are learned
             cases = {}
+        if self.settings.split_by == "image":
+            return self._split_by_image(cases)
 
         def split(names: list[str], seed: int, n_splits: int) -> Splits:
             return splits_by_patient(names, cases, seed, n_splits) or generate_crossval_split(names, seed, n_splits)
@@ -344,6 +360,15 @@ class SegmentationTrainer(nnUNetTrainer):
         if not self.settings.allow_leaks:
             check_leaks(training, validation, cases, place)
         return training, validation
+
+    def _split_by_image(self, cases: Mapping[str, Case]) -> tuple[list[str], list[str]]:
+        self.dataset_class = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)  # as stock
+        names = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+        splits = splits_by_image(names, cases, _SEED_OF_FOLDS, _NUM_FOLDS)
+        if int(self.fold) >= len(splits):
+            raise ValueError(f"fold {self.fold}: braintum_split_by=image makes the folds 0 to {len(splits) - 1}")
+        self.print_to_log_file("CONTROL: split by image, patients are on both sides; the validation is too good")
+        return splits[int(self.fold)]["train"], splits[int(self.fold)]["val"]
 
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
         """Stock loaders that draw slices by :attr:`slice_sampling`; under a seed, reproducible ones around them.

@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass
 TASK_BALANCING = ("fixed", "uncertainty", "pcgrad")
 """How the two tasks may be balanced; the first is the default."""
 
+SPLIT_BY = ("patient", "image")
+"""What a split may keep together; the first is the default."""
+
 AUGMENTATION = ("default", "gpu", "cpu")
 """Where patches may be augmented; the first is the default."""
 
@@ -40,6 +43,9 @@ class TrainingSettings:
         permuted_labels: ``braintum_permuted_labels``: seed of a control: classes are permuted among the training
             patients, and results go to ``nnUNet_results/permuted_labels_SEED``, see
             :mod:`braintum.evaluation.results.label_permutation`.
+        split_by: ``braintum_split_by``: with ``image`` a control: five folds of single images with equal shares of the
+            classes, as papers have them, whatever patient they are of; its validation is too good, and results go to
+            ``nnUNet_results/split_by_image``. By default (``patient``) the folds are those of the data set.
         allow_leaks: ``braintum_allow_leaks``: at 1, a split with a patient on both sides is trained all the same; its
             validation is too good.
     """
@@ -52,6 +58,7 @@ class TrainingSettings:
     augmentation: str = "default"
     precision: str = ""
     permuted_labels: int | None = None
+    split_by: str = "patient"
     allow_leaks: bool = False
 
     @staticmethod
@@ -71,6 +78,7 @@ class TrainingSettings:
             augmentation=_choice("braintum_augmentation", AUGMENTATION),
             precision=_choice("braintum_precision", PRECISION),
             permuted_labels=_whole_number("braintum_permuted_labels", minimum=0),
+            split_by=_choice("braintum_split_by", SPLIT_BY),
             allow_leaks=_choice("braintum_allow_leaks", ("0", "1")) == "1",
         )
         if settings.deterministic and settings.seed is None:
