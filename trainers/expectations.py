@@ -59,7 +59,7 @@ def difference_from_paper(trainer: Any) -> str | None:
         remedy = "plan with a -gpu_memory_target that holds the batch"
     else:
         remedy = (
-            f"the paper's plans come from: nnUNetv2_plan_and_preprocess -d {plans.dataset_name} -c 2d -fpe "
+            f"the paper's plans come from: nnUNetv2_plan_and_preprocess -d {int(plans.dataset_name[7:10])} -c 2d -fpe "
             f"BrainTumFingerprintExtractor -pl {paper.planner}; then train with -p {paper.name}"
         )
     return (

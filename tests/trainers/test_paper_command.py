@@ -9,11 +9,11 @@ import pytest
 
 from braintum.commands.stages import Stage
 from braintum.evaluation import api
-from braintum.trainers import paper_cli
-from braintum.trainers.paper_cli import paper
 from braintum.trainers.recipes.papers import PAPERS
 from braintum.trainers.recipes.recipe import RECIPES
 from braintum.trainers.registered import trainer_named
+from braintum.trainers.reproduction import paper_cli
+from braintum.trainers.reproduction.paper_cli import paper
 from braintum.trainers.reproduction.registry import REPRODUCTIONS, Reproduction, mask, of_classes
 from braintum.trainers.reproduction.runs import Outcome, plans_of, shortened
 from braintum.trainers.reproduction.tables import NOTHING, paper_table, tables_text
@@ -128,7 +128,7 @@ def commands(nnunet_folders: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple
             folder.mkdir(parents=True)
             (folder / "summary.json").touch()
         else:
-            Path(command[command.index("-o") + 1]).mkdir()
+            Path(command[command.index("-o") + 1]).mkdir(exist_ok=True)
 
     found = api.Evaluation(summaries={"x": SUMMARY}, folders={}, tables=[])
     monkeypatch.setattr(Stage, "run", stand_in)
@@ -140,9 +140,7 @@ def commands(nnunet_folders: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple
 ARGUMENTS = ["004", "-d", "4", "--epochs-fraction", "0.02", "-device", "cpu"]
 
 
-def test_a_paper_is_planned_trained_tested_and_its_table_written(
-    commands: Any, capsys: Any, nnunet_folders: Any
-) -> None:
+def test_from_planning_to_the_printed_table(commands: Any, capsys: Any, nnunet_folders: Any) -> None:
     assert paper(ARGUMENTS) == 0
     assert [command[0] for command in commands] == [
         "nnUNetv2_plan_and_preprocess",
@@ -150,6 +148,7 @@ def test_a_paper_is_planned_trained_tested_and_its_table_written(
         "nnUNetv2_predict",
     ]
     assert commands[0][commands[0].index("-pl") + 1] == "BrainTumPlannerBr35H"
+    assert commands[0][commands[0].index("-d") + 1] == "4"  # nnU-Net's planning takes numbers only
     assert "--c" in commands[1]
     text = (nnunet_folders.results / "paper_004_0.02" / "tables.md").read_text(encoding="utf-8")
     assert text in capsys.readouterr().out

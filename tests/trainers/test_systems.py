@@ -98,6 +98,7 @@ def test_warns_of_other_plans_than_the_papers(dataset: TinyDataset) -> None:
     millions = sum(parameter.numel() for parameter in trainer.bare_network.parameters()) / 1e6
     assert f"{millions:.1f} M parameters (paper: {SYSTEMS['BrainTumNet'].parameters / 1e6:.1f} M)" in log  # type: ignore[operator]
     assert f"batches of {trainer.batch_size} (paper: 16), patches of 32 x 32 (paper: 256 x 256)" in log
+    assert "nnUNetv2_plan_and_preprocess -d 7 -c 2d" in log
     assert "-pl BrainTumPlannerBrainTumNet; then train with -p BrainTumNetPlans" in log
 
 

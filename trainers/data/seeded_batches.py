@@ -74,7 +74,7 @@ class _SeededBatches(Dataset):
     def __getitem__(self, position: tuple[int, int]) -> dict:
         # without workers the network draws from the same generators, and its dropout must be that with workers
         with nullcontext() if get_worker_info() else unchanged_generators():
-            if isinstance(self.loader.get_indices, CasesInPasses):
+            if isinstance(getattr(self.loader, "get_indices", None), CasesInPasses):
                 epoch, index = position
                 seed_everything(self.seed, self.stream, epoch)
                 self.loader.get_indices.begin(index)

@@ -45,6 +45,11 @@ class Run:
     device: str
     gpu_memory_target: float | None = None
 
+    @property
+    def number(self) -> str:
+        """Of the data set: nnU-Net's planning takes no name."""
+        return str(int(self.dataset[7:10]))
+
     def model(self, system: SystemOfPaper, split: str) -> Path:
         """Folder of a model, by how its folds are made."""
         results = self.out / "split_by_image" if split == "image" else self.out
@@ -131,7 +136,7 @@ def _plan(run: Run, system: SystemOfPaper, stages: Stages) -> None:
     processes = str(default_processes())
     with stages.stage("plan") as stage:
         stage.run(
-            *("nnUNetv2_plan_and_preprocess", "-d", run.dataset, "-c", CONFIGURATION, "-pl", planner),
+            *("nnUNetv2_plan_and_preprocess", "-d", run.number, "-c", CONFIGURATION, "-pl", planner),
             *("-fpe", "BrainTumFingerprintExtractor", "-npfp", processes, "-np", processes, "--no_pbar"),
             *([] if run.gpu_memory_target is None else ["-gpu_memory_target", f"{run.gpu_memory_target:g}"]),
         )

@@ -117,7 +117,3 @@ def paper(argv: list[str] | None = None) -> int:
 def main() -> int:
     """Console script."""
     return run_command(paper)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
