@@ -130,6 +130,8 @@ class SegmentationTrainer(nnUNetTrainer):
         self.averaged_weights: AveragedWeights | None = None
         self.cpu_arithmetic = CpuArithmetic()
         self._resumes = False
+        if self.precision_on_cuda == "float32":
+            self.grad_scaler = None  # it scales what half precision would lose
         self.seed = self.settings.seed
         self.num_epochs = self.settings.num_epochs or self.recipe.num_epochs
         if self.settings.num_iterations_per_epoch is not None:
@@ -211,10 +213,16 @@ class SegmentationTrainer(nnUNetTrainer):
         self.cpu_arithmetic.prepare(self.bare_network)
         self.print_to_log_file(f"Steps are computed in {self.cpu_arithmetic}")
 
+    @property
+    def precision_on_cuda(self) -> str:
+        """``float32``, or ``mixed`` as in nnU-Net."""
+        asked = self.settings.precision
+        return "float32" if asked == "float32" or (not asked and not self.recipe.mixed_precision) else "mixed"
+
     def autocast(self) -> Any:
-        """Context of a forward pass: nnU-Net's on a CUDA device, on a CPU what was chosen when training began."""
+        """Context of a forward pass: on CUDA nnU-Net's or none, on a CPU what was chosen when training began."""
         if self.device.type == "cuda":
-            return torch.autocast("cuda")
+            return nullcontext() if self.precision_on_cuda == "float32" else torch.autocast("cuda")
         return self.cpu_arithmetic.autocast() if self.device.type == "cpu" else nullcontext()
 
     @property
@@ -525,13 +533,17 @@ class SegmentationTrainer(nnUNetTrainer):
     def train_step(self, batch: dict) -> dict:
         """As stock, in :meth:`autocast`."""
         batch = self.shrunk(batch)
-        with replaced(stock_module, dummy_context=self.autocast):  # what stock enters without CUDA
+        with self.stocks_autocast():
             return super().train_step(batch)
 
     def validation_step(self, batch: dict) -> dict:
         """As stock, in :meth:`autocast`."""
-        with replaced(stock_module, dummy_context=self.autocast):
+        with self.stocks_autocast():
             return super().validation_step(batch)
+
+    def stocks_autocast(self) -> Any:
+        """Within it, :meth:`autocast` takes the place of what stock's steps enter with and without CUDA."""
+        return replaced(stock_module, dummy_context=self.autocast, autocast=lambda *_, **__: self.autocast())
 
     def on_validation_epoch_start(self) -> None:
         """As stock, with the average of the weights where the recipe has one."""

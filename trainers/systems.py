@@ -107,9 +107,9 @@ SYSTEMS = {
     "AttentionUNet": _unet(
         "U-Net with attention gates of paper 001", AttentionUNet, JOINT_UNET, papers.JOINT_UNET, 32_089_676
     ),
-    "BrainTumNet": _braintumnet("BrainTumNet, both tasks at once.", 42_494_993),
+    "BrainTumNet": _braintumnet("BrainTumNet, both tasks at once.", 42_509_329),
     "BrainTumNetNoInception": _braintumnet(
-        "Ablation: the classification head pools gated features as they are.", 37_113_361, use_inception=False
+        "Ablation: the classification head pools gated features as they are.", 37_127_697, use_inception=False
     ),
     "BrainTumNetNoTransformer": _braintumnet(
         "Ablation: neither BT blocks nor transformers in T-InceptionNet.", 33_118_913, use_transformer=False

@@ -1,10 +1,13 @@
 """Any network by any recipe, under a name that says which; and what differs where the plans are not the paper's."""
 
 import pickle
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock_module
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from tiny_training import TinyDataset, write_preprocessed
 from trainer_steps import one_epoch, start
@@ -118,3 +121,28 @@ def test_does_not_warn_of_the_papers_plans(dataset: TinyDataset) -> None:
 
 def test_our_own_recipes_suit_any_plans(dataset: TinyDataset) -> None:
     assert "WARNING" not in log_of(start(dataset.trainer("nnUNetTrainerMultiTaskShort")))
+
+
+# ---------------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "is_full"),
+    [
+        ("nnUNetTrainerUNet", "", False),
+        ("nnUNetTrainerResSELKA", "", True),  # paper 002 says so
+        ("nnUNetTrainerUNet", "float32", True),
+        ("nnUNetTrainerResSELKA", "auto", False),
+    ],
+)
+def test_precision_on_cuda(
+    dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch, name: str, asked: str, is_full: bool
+) -> None:
+    monkeypatch.setenv("braintum_precision", asked)
+    trainer = dataset.trainer(name)
+    trainer.device = torch.device("cuda")
+    assert isinstance(trainer.autocast(), nullcontext) == is_full
+    stock: Any = stock_module
+    with trainer.stocks_autocast():
+        assert isinstance(stock.autocast("cuda", enabled=True), nullcontext) == is_full
+    assert stock.autocast is torch.autocast

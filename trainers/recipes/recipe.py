@@ -100,6 +100,7 @@ class Recipe:
         early_stopping: epochs without a lower validation loss after which training ends; None for never.
         augmentation: None for nnU-Net's.
         averaging: decay, a step, of the average of the weights that is validated and saved; None for the last weights.
+        mixed_precision: half precision in training steps on CUDA, as in nnU-Net; else float32.
         cpu_precision: of training steps on a CPU: ``float32``, ``bfloat16``, or the faster one (``auto``).
         balances_classes: draw the cases of each class equally often; else each case.
         small_first: share of the epochs with smaller patches, and their scale; (0, 1) for none. The first epochs learn
@@ -122,6 +123,7 @@ class Recipe:
     early_stopping: int | None = None
     augmentation: Augmentation | None = None
     averaging: float | None = None
+    mixed_precision: bool = True
     cpu_precision: str = "float32"
     balances_classes: bool = True
     small_first: tuple[float, float] = (0.0, 1.0)
@@ -254,6 +256,7 @@ RESSE_LKA = Recipe(
     segmentation_loss=SegmentationLoss(weighted_cross_entropy_tversky_loss, deep_supervision=(1.0, 0.4, 0.3, 0.2)),
     class_weight=0.7,
     num_epochs=50,
+    mixed_precision=False,
     augmentation=Augmentation(
         rotation_degrees=15,
         scaling=(0.85, 1.15),

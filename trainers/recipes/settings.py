@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
-TASK_BALANCING = ("fixed", "uncertainty", "pcgrad")
+TASK_BALANCING = ("fixed", "uncertainty", "pcgrad", "gradnorm")
 """How the two tasks may be balanced; the first is the default."""
 
 SPLIT_BY = ("patient", "image")
@@ -19,7 +19,7 @@ AUGMENTATION = ("default", "gpu", "cpu")
 """Where patches may be augmented; the first is the default."""
 
 PRECISION = ("", "float32", "bfloat16", "auto")
-"""What training steps may be computed with on a CPU; the first leaves it to the recipe."""
+"""What training steps may be computed with; the first leaves it to the recipe."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,14 @@ class TrainingSettings:
         deterministic: ``braintum_deterministic``: at 1, with a seed, training is reproducible on CUDA too; slower.
             torch warns of operations that it cannot make so.
         task_balancing: ``braintum_task_balancing``: how segmentation and classification are balanced: by the recipe's
-            ``fixed`` weights, by learned ``uncertainty``, or by gradient surgery (``pcgrad``), see
+            ``fixed`` weights, by learned ``uncertainty``, by gradient surgery (``pcgrad``), or by weights learned from
+            the norms of the gradients (``gradnorm``), see
             :mod:`braintum.trainers.losses.task_balancing`.
         augmentation: ``braintum_augmentation``: where patches are augmented: on the training device (``gpu``) or in
             nnU-Net's workers (``cpu``); by ``default`` on a CUDA device, for others in workers.
         precision: ``braintum_precision``: of training steps on a CPU: ``float32``, ``bfloat16``, or the faster one of
-            them (``auto``); not set: the trainer's own.
+            them (``auto``); on CUDA ``float32`` switches nnU-Net's half precision off, and the others leave it on; not
+            set: the trainer's own.
         permuted_labels: ``braintum_permuted_labels``: seed of a control: classes are permuted among the training
             patients, and results go to ``nnUNet_results/permuted_labels_SEED``, see
             :mod:`braintum.evaluation.results.label_permutation`.
