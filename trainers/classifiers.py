@@ -55,13 +55,14 @@ class FrozenFeaturesTrainer(PretrainedClassifierTrainer):
     whole. Otherwise the features are computed in each step.
     """
 
+    features: "FeatureMemory | None" = None
+
     def on_train_start(self) -> None:
         """As ever, after a decision on whether features are kept."""
         super().on_train_start()
         patch_size = self.configuration_manager.patch_size
         shapes = [self.shape_of(case) for cases in self.do_split() for case in cases]
         whole = bool((np.array(shapes) <= (1, *patch_size)).all())
-        self.features: FeatureMemory | None = None
         if whole and self.recipe.augmentation == Augmentation():
             self.features = FeatureMemory(self.bare_network.encoder)
             self.print_to_log_file(f"The features of {len(shapes)} images are computed once and kept in memory")

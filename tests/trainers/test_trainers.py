@@ -23,13 +23,7 @@ from braintum.trainers import registered
 from braintum.trainers.classes.progress import MultiTaskLogger
 from braintum.trainers.recipes.schedule import CosineDecay, PolynomialDecay
 
-SEGMENTATION_ONLY = {
-    "nnUNetTrainerResSELKA",
-    "nnUNetTrainerUNet",
-    "nnUNetTrainerAttentionUNet",
-    "nnUNetTrainerResidualUNet",
-    "nnUNetTrainerMaskedImages",
-}
+SEGMENTATION_ONLY = {name for name in registered.__all__ if not hasattr(getattr(registered, name), "class_labels")}
 TORCHVISION = {f"nnUNetTrainerClassifier{name}" for name in ("FTCNN", "ResNet50", "DenseNet121", "GoogLeNet")}
 CLASSIFIERS = TORCHVISION | {"nnUNetTrainerClassifierUNet"}
 TWO_STAGE = "nnUNetTrainerBrainTumNetTwoStage"
@@ -362,7 +356,9 @@ def test_stopped_training_is_validated_and_its_models_predict(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in ALL_TRAINERS if "MaskedImages" not in str(name)])
+@pytest.mark.parametrize(
+    "name", [name for name in ALL_TRAINERS if not any(slow in str(name) for slow in ("MaskedImages", "PlansNetwork"))]
+)
 def test_overfits_eight_cases(folders: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     data = write_preprocessed(folders.preprocessed, "2d", classes=name not in SEGMENTATION_ONLY)
     trainer = data.trainer(name, fold="all")
@@ -388,3 +384,49 @@ def test_overfits_eight_cases(folders: Any, monkeypatch: pytest.MonkeyPatch, nam
         assert correct == 8
     if name not in CLASSIFIERS:
         assert dice > 0.9
+
+
+# ---------------------------------------------------------------------- features that do not change
+
+
+@pytest.mark.slow
+def test_frozen_features_are_computed_once_an_image(dataset: TinyDataset) -> None:
+    """The losses are those of features that are computed in each step."""
+    losses = {}
+    for remembers in (True, False):
+        trainer = dataset.trainer("nnUNetTrainerClassifierFTCNN")
+        trainer.on_train_start()
+        encoder, images = trainer.bare_network.encoder, []
+        encoder.register_forward_pre_hook(lambda module, args, images=images: images.append(len(args[0])))
+        computed: list[int] = []
+        if remembers:
+            compute = trainer.features._compute
+            trainer.features._compute = lambda x, compute=compute, computed=computed: (
+                computed.append(len(x)),
+                compute(x),
+            )[1]
+        else:
+            trainer.features = None
+        trainer.network.train()
+        trainer.on_epoch_start()
+        trainer.on_train_epoch_start()
+        steps = [trainer.train_step(next(trainer.dataloader_train))["loss"] for _ in range(4)]
+        losses[remembers] = [float(loss) for loss in steps]
+        assert sum(images) == 4 * trainer.batch_size
+        if remembers:
+            assert sum(computed) <= len(trainer.do_split()[0]) + trainer.batch_size
+            assert len(trainer.features._features) <= len(trainer.do_split()[0])
+    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_features_are_not_kept_where_images_change(dataset: TinyDataset) -> None:
+    name = "nnUNetTrainerClassifierFTCNN"
+    plans = {**dataset.plans, "configurations": dict(dataset.plans["configurations"])}
+    plans["configurations"]["2d"] = {**plans["configurations"]["2d"], "patch_size": [32, 16]}  # the images have 32 x 32
+    trainer = replace(dataset, plans=plans).trainer(name)
+    trainer.on_train_start()
+    assert trainer.features is None
+    augmented = dataset.trainer(f"{name}_JointUNet")
+    augmented.on_train_start()
+    assert augmented.features is None

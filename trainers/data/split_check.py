@@ -1,11 +1,12 @@
 """Splits checked when training starts: cases that are not there, and patients on both sides."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedKFold
 
 from braintum.conversion.format.cases import Case
 from braintum.conversion.format.splits import Splits, patient_splits, tied_cases
@@ -40,7 +41,8 @@ def splits_by_image(names: Iterable[str], cases: Mapping[str, Case], seed: int, 
     """
     ordered = np.array(sorted(names))
     classes = [cases.get(name, Case(name)).tumour_class for name in ordered]
-    folds = StratifiedKFold(n_splits, shuffle=True, random_state=seed).split(ordered, classes)
+    kind = StratifiedKFold if max(Counter(classes).values()) >= n_splits else KFold  # too few for equal shares
+    folds = kind(n_splits, shuffle=True, random_state=seed).split(ordered, classes)
     return [{"train": ordered[train].tolist(), "val": ordered[val].tolist()} for train, val in folds]
 
 
