@@ -97,11 +97,11 @@ class FeatureMemory:
     @contextmanager
     def of(self, cases: Sequence[str]) -> Iterator[None]:
         """Within the block the encoder gets the images of these cases, and looks at those only that are new."""
-        self.encoder.forward = partial(self._features_of, cases)  # type: ignore[method-assign]
+        self.encoder.forward = partial(self._features_of, cases)
         try:
             yield
         finally:
-            self.encoder.forward = self._compute  # type: ignore[method-assign]
+            self.encoder.forward = self._compute
 
     @torch.no_grad()
     def _features_of(self, cases: Sequence[str], images: torch.Tensor) -> torch.Tensor:

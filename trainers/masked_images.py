@@ -52,6 +52,10 @@ class nnUNetTrainerMaskedImages(SegmentationTrainer):
         )
     )
 
+    def _build_loss(self) -> torch.nn.Module:
+        """Of images: there are no masks whose overlap could be counted."""
+        return self._loss_of_recipe()
+
     def initialize(self) -> None:
         """As stock, with patches from anywhere in the image."""
         self.oversample_foreground_percent = 0.0

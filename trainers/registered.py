@@ -34,7 +34,7 @@ def trainer_named(name: str) -> type[SegmentationTrainer]:
         return _CLASSES[name]
     if name.startswith(PRETRAINED_PREFIX):
         return pretrained_trainer(name.removeprefix(PRETRAINED_PREFIX))
-    system = SYSTEMS.get(name.removeprefix(PREFIX))
+    system = SYSTEMS.get(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None
     if system is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     attributes = {

@@ -35,6 +35,7 @@ from braintum.evaluation.metrics.segmentation_metrics import metrics_on_folder
 from braintum.inference.models.checkpoints import load_checkpoint_safely, to_builtin
 from braintum.inference.models.trained_with import check_trained_with
 from braintum.trainers.averaged_weights import NUM_UPDATES, TRAINED_WEIGHTS, AveragedWeights
+from braintum.trainers.classes.progress import OVERLAP_KEYS, OverlapLogger
 from braintum.trainers.cpu_arithmetic import CpuArithmetic, fastest, without_measuring
 from braintum.trainers.data.device_batches import AugmentedBatches, device_loader_class
 from braintum.trainers.data.passes import CasesInPasses
@@ -50,6 +51,7 @@ from braintum.trainers.data.split_check import check_known, check_leaks, splits_
 from braintum.trainers.expectations import DurationEstimate, difference_from_paper
 from braintum.trainers.identity import training_identity
 from braintum.trainers.losses.losses import UpsamplingDeepSupervisionLoss
+from braintum.trainers.losses.training_overlap import OverlapOfTraining
 from braintum.trainers.recipes.control_folder import control_folder
 from braintum.trainers.recipes.papers import Paper
 from braintum.trainers.recipes.recipe import ParameterGroup, Recipe
@@ -139,6 +141,7 @@ class SegmentationTrainer(nnUNetTrainer):
             self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
             self.num_val_iterations_per_epoch = max(1, round(ratio * self.num_iterations_per_epoch))
         self._shape_of_case: dict[str, tuple[int, ...]] = {}
+        self.logger.local_logger = OverlapLogger()
 
     @property
     def output_folder_base(self) -> str | None:
@@ -234,7 +237,10 @@ class SegmentationTrainer(nnUNetTrainer):
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def _build_loss(self) -> nn.Module:
-        """The recipe's loss of the masks."""
+        """The recipe's loss of the masks, which also counts their overlap."""
+        return OverlapOfTraining(self._loss_of_recipe(), self.label_manager)
+
+    def _loss_of_recipe(self) -> nn.Module:
         if self.recipe.segmentation_loss is None:
             return super()._build_loss()
         wanted = self.recipe.segmentation_loss
@@ -544,6 +550,13 @@ class SegmentationTrainer(nnUNetTrainer):
     def stocks_autocast(self) -> Any:
         """Within it, :meth:`autocast` takes the place of what stock's steps enter with and without CUDA."""
         return replaced(stock_module, dummy_context=self.autocast, autocast=lambda *_, **__: self.autocast())
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """As stock; also logs Dice and IoU of the training batches (of the first process)."""
+        super().on_train_epoch_end(train_outputs)
+        figures = self.loss.figures() if isinstance(self.loss, OverlapOfTraining) else (np.nan, np.nan)
+        for key, value in zip(OVERLAP_KEYS, figures, strict=True):
+            self.logger.log(key, value, self.current_epoch)
 
     def on_validation_epoch_start(self) -> None:
         """As stock, with the average of the weights where the recipe has one."""

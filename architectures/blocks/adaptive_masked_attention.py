@@ -93,10 +93,10 @@ class AdaptiveMaskedAttention(nn.Module):
         of_input = functional.linear(tokens.mean(axes, keepdim=True), self.mixture_of_input.to(tokens.dtype))
         return torch.sigmoid(self.mixture + of_input).unsqueeze(-1)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # in models of version 0.1 the share is the same for all inputs
         state_dict.setdefault(f"{prefix}mixture_of_input", torch.zeros_like(self.mixture_of_input))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def masks(self, tokens: torch.Tensor, low_level: torch.Tensor) -> torch.Tensor:
         """Soft masks (B, [Z,] Y, X, heads) in (0, 1), in float32 also under autocast, where bfloat16 would reach 1."""

@@ -1,6 +1,7 @@
 """An epoch of the papers is one pass over the images; how long a training will be."""
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_cases_in_passes() -> None:
 
 def test_duration_is_said_once_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(np.arange(0.0, 1000.0, 20.0))
-    monkeypatch.setattr(expectations.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(expectations, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     said: list[str] = []
     estimate = DurationEstimate(720, said.append)
     for _ in range(4):

@@ -60,7 +60,7 @@ def test_a_classifier_follows_a_recipe_without_its_masks() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["nnUNetTrainerUNet_Other", "nnUNetTrainerOther", "_Short", "nnUNetTrainerOther_Short"]
+    ["nnUNetTrainerUNet_Other", "nnUNetTrainerOther", "_Short", "nnUNetTrainerOther_Short", "UNet"]
     + ["nnUNetTrainerMaskedImages_Short", "nnUNetTrainerBrainTumNetTwoStage_Short"],
 )
 def test_other_names_are_none_of_ours(name: str) -> None:

@@ -71,7 +71,7 @@ def paper(argv: list[str] | None = None) -> int:
 
     from braintum.inference.prediction.devices import usable_device
     from braintum.trainers.reproduction.registry import REPRODUCTIONS
-    from braintum.trainers.reproduction.runs import Run, run_system
+    from braintum.trainers.reproduction.runs import Outcome, Run, run_system
     from braintum.trainers.reproduction.tables import tables_text
 
     for variable in (nnUNet_raw, nnUNet_preprocessed, *([] if args.o else [nnUNet_results])):
@@ -98,7 +98,8 @@ def paper(argv: list[str] | None = None) -> int:
     print(f"{reproduction.paper.citation}\nThe paper's data: {reproduction.data}\n", flush=True)
     started = time.monotonic()
     splits = args.splits or reproduction.splits
-    outcomes, failed, text = {}, [], ""
+    outcomes: dict[str, dict[str, Outcome]] = {}
+    failed, text = [], ""
     for name in names:
         try:
             outcomes[name] = run_system(run, name, reproduction.systems[name], splits, stages)
