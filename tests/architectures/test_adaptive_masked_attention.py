@@ -218,6 +218,13 @@ def test_mixture_depends_on_the_input() -> None:
     torch.testing.assert_close(block.local_share(tokens)[1, 0, 0, :, 0], torch.sigmoid(block.mixture))
 
 
+def test_what_mixes_the_branches_is_learned() -> None:
+    block = attention((2, 3))
+    block(*inputs((4, 6))).square().sum().backward()
+    for parameter in (block.mixture, block.mixture_of_input):
+        assert parameter.grad is not None and parameter.grad.abs().min() > 0
+
+
 def test_weights_of_version_0_1_load_with_a_share_for_all_inputs() -> None:
     old = {name: value for name, value in attention((2, 3)).state_dict().items() if name != "mixture_of_input"}
     block = attention((2, 3))
