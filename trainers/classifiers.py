@@ -105,8 +105,8 @@ class FeatureMemory:
 
     @torch.no_grad()
     def _features_of(self, cases: Sequence[str], images: torch.Tensor) -> torch.Tensor:
-        new = [index for index, case in enumerate(cases) if case not in self._features]
+        new = {case: index for index, case in enumerate(cases) if case not in self._features}  # each case once
         if new:
-            for index, features in zip(new, self._compute(images[new]), strict=True):
-                self._features[cases[index]] = features.float().cpu()
+            for case, features in zip(new, self._compute(images[list(new.values())]), strict=True):
+                self._features[case] = features.float().cpu()
         return torch.stack([self._features[case] for case in cases]).to(images.device)
