@@ -31,7 +31,9 @@ from braintum.planner.planning.earlier_files import check_plans_are_of, check_sp
 from braintum.planner.planning.memory import planned_network
 from braintum.planner.planning.normalization_schemes import channel_scheme, keeps_background_at_zero
 from braintum.planner.planning.presets import (
+    BR35H_UNET,
     BRAINTUMNET,
+    FT_CNN,
     JOINT_UNET,
     LIGHT,
     MEDIUM,
@@ -44,12 +46,14 @@ from braintum.planner.planning.presets import (
 from braintum.planner.planning.target_spacing import complete_target_spacing
 from braintum.planner.preprocessing.neighbouring_slices import check_neighbours
 from braintum.planner.preprocessing.preprocessors import BrainTumPreprocessor
-from braintum.planner.preprocessing.whole_slices import SLICE_EDGE
+from braintum.planner.preprocessing.whole_slices import SLICE_CROP, SLICE_EDGE
 
 __all__ = [
     "BrainTumPlanner",
     "BrainTumPlanner25D",
+    "BrainTumPlannerBr35H",
     "BrainTumPlannerBrainTumNet",
+    "BrainTumPlannerFTCNN",
     "BrainTumPlannerJointUNet",
     "BrainTumPlannerLight",
     "BrainTumPlannerPretrained",
@@ -334,9 +338,12 @@ class BrainTumPlanner(AtomicResEncUNetPlanner):
         }
         if is_2d and self.preset.slice_edge is not None:
             plan[SLICE_EDGE] = self.preset.slice_edge
+            if not self.preset.crops_to_head:
+                plan[SLICE_CROP] = False
             plan["preprocessor_name"] = BrainTumPreprocessor.__name__  # the one that brings them to one size
+            crop = "cropped to the head" if self.preset.crops_to_head else "not cropped"
             self._decisions[data_identifier]["patch"] = (
-                f"patch {times(plan['patch_size'])}: slices are cropped to the head, and their longer edge becomes "
+                f"patch {times(plan['patch_size'])}: slices are {crop}, and their longer edge becomes "
                 f"{self.preset.slice_edge} pixels, as {type(self).__name__} plans it"
             )
         if is_2d and self.preset.neighbouring_slices:
@@ -405,6 +412,18 @@ class BrainTumPlannerJointUNet(BrainTumPlanner):
     """Plans ``BrainTumJointUNetPlans``, for the U-Nets of paper 001."""
 
     preset = JOINT_UNET
+
+
+class BrainTumPlannerBr35H(BrainTumPlanner):
+    """Plans ``BrainTumBr35HPlans``, for the U-Net of paper 004."""
+
+    preset = BR35H_UNET
+
+
+class BrainTumPlannerFTCNN(BrainTumPlanner):
+    """Plans ``BrainTumFTCNNPlans``, for FT-CNN of paper 003."""
+
+    preset = FT_CNN
 
 
 class BrainTumPlannerResSELKA(BrainTumPlanner):

@@ -12,9 +12,9 @@ from braintum.commands.boundary import api_function
 from braintum.commands.errors import RunError
 from braintum.commands.model_arguments import dataset_name, results_folder
 from braintum.inference.prediction.devices import usable_device
-from braintum.trainers.classes.permuted_labels import control_folder
-from braintum.trainers.multi_task import nnUNetTrainerMultiTask
+from braintum.trainers.recipes.control_folder import control_folder
 from braintum.trainers.recipes.settings import TrainingSettings
+from braintum.trainers.segmentation import SegmentationTrainer
 
 __all__ = ["train"]
 
@@ -76,7 +76,7 @@ def train(
         raise ValueError(f"nnU-Net finds no trainer {trainer}; check the name, or run braintum_register") from error
     with nullcontext() if settings is None else settings.in_environment():
         model = results_folder(name, trainer, plans, configuration)
-        if issubclass(trainer_class, nnUNetTrainerMultiTask):
+        if issubclass(trainer_class, SegmentationTrainer):
             model = Path(control_folder(str(model), fold) or model)
         try:
             run_training(

@@ -1,60 +1,16 @@
-"""BrainTumNet of paper 000: end to end, in two stages for the paper's comparison, and its ablations."""
+"""BrainTumNet of paper 000 in two stages, which the paper compares its training with."""
 
 from dataclasses import replace
-from functools import partial
 
 from braintum.architectures.networks.braintumnet import BrainTumNet
 from braintum.trainers.multi_task import nnUNetTrainerMultiTask
-from braintum.trainers.networks import import_class, multi_task_network
-from braintum.trainers.pretrained import DEFAULT_BACKBONE, PretrainedBackboneTrainer
+from braintum.trainers.networks import multi_task_network
 from braintum.trainers.recipes import papers
-from braintum.trainers.recipes.recipe import BRAINTUMNET, SHORT
+from braintum.trainers.recipes.recipe import BRAINTUMNET
 from braintum.trainers.recipes.schedule import CosineDecay
 
 
-class nnUNetTrainerBrainTumNet(nnUNetTrainerMultiTask):
-    """BrainTumNet, both tasks at once."""
-
-    recipe = BRAINTUMNET
-    papers = (papers.BRAINTUMNET,)
-    build_network_architecture = staticmethod(multi_task_network(lambda plan: BrainTumNet))
-
-
-class nnUNetTrainerBrainTumNetShort(nnUNetTrainerBrainTumNet):
-    """BrainTumNet by the recipe for short trainings instead of the paper's."""
-
-    recipe = SHORT
-
-
-class nnUNetTrainerBrainTumNetPretrained(PretrainedBackboneTrainer):
-    """BrainTumNet on an ImageNet backbone, the paper's "pre-trained encoder", by the recipe for short trainings."""
-
-    papers = (papers.BRAINTUMNET,)
-    build_network_architecture = staticmethod(
-        multi_task_network(
-            partial(import_class, "braintum.architectures.networks.timm_braintumnet", "TimmBrainTumNet"),
-            backbone=DEFAULT_BACKBONE,
-        )
-    )
-
-
-class nnUNetTrainerBrainTumNetNoTransformer(nnUNetTrainerMultiTask):
-    """Ablation: neither BT blocks nor transformers in T-InceptionNet."""
-
-    recipe = BRAINTUMNET
-    papers = (papers.BRAINTUMNET,)
-    build_network_architecture = staticmethod(multi_task_network(lambda plan: BrainTumNet, use_transformer=False))
-
-
-class nnUNetTrainerBrainTumNetNoInception(nnUNetTrainerMultiTask):
-    """Ablation: the classification head pools gated features as they are."""
-
-    recipe = BRAINTUMNET
-    papers = (papers.BRAINTUMNET,)
-    build_network_architecture = staticmethod(multi_task_network(lambda plan: BrainTumNet, use_inception=False))
-
-
-class nnUNetTrainerBrainTumNetTwoStage(nnUNetTrainerBrainTumNet):
+class nnUNetTrainerBrainTumNetTwoStage(nnUNetTrainerMultiTask):
     """The parts of BrainTumNet one after the other: first the segmentation, then, with it frozen, the classification.
 
     Each stage takes half of the epochs, as many as the paper trains one network for, with its own cosine and with the
@@ -65,7 +21,10 @@ class nnUNetTrainerBrainTumNetTwoStage(nnUNetTrainerBrainTumNet):
     """
 
     recipe = replace(BRAINTUMNET, decay=CosineDecay(cycles=2), num_epochs=2 * BRAINTUMNET.num_epochs)
+    papers = (papers.BRAINTUMNET,)
     balances_tasks = False
+    takes_recipes = False
+    build_network_architecture = staticmethod(multi_task_network(lambda plan: BrainTumNet))
 
     def initialize(self) -> None:
         """As stock.

@@ -8,7 +8,7 @@ from typing import Any
 from braintum.trainers import registered
 from braintum.trainers.multi_task import nnUNetTrainerMultiTask
 from braintum.trainers.recipes.papers import Paper
-from braintum.trainers.recipes.recipe import Recipe
+from braintum.trainers.recipes.recipe import RECIPES, Recipe
 from braintum.trainers.segmentation import SegmentationTrainer
 
 _STOCK_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet")  # what nnU-Net's and our plans ask for
@@ -56,6 +56,7 @@ class TrainerDescription:
             "task": self.task,
             "configurations": self.dimensions,
             "epochs": self.recipe.num_epochs,
+            "epoch": self.recipe.epoch,
             "optimiser": self.recipe.optimizer.__name__,
             "learning rate": self.recipe.body.lr,
             "loss": self.loss,
@@ -67,6 +68,21 @@ class TrainerDescription:
 def describe_trainers() -> list[TrainerDescription]:
     """All trainers of :mod:`braintum.trainers.registered`, in its order."""
     return [_describe(getattr(registered, name)) for name in registered.__all__]
+
+
+def describe_recipes() -> list[dict[str, Any]]:
+    """A row of each recipe that goes with any trainer."""
+    return [
+        {
+            "recipe": name,
+            "epochs": recipe.num_epochs,
+            "epoch": "pass over the images" if recipe.epoch == "pass" else "250 iterations",
+            "optimiser": recipe.optimizer.__name__,
+            "learning rate": recipe.body.lr,
+            "planner": "" if recipe.plans is None else recipe.plans.planner,
+        }
+        for name, recipe in RECIPES.items()
+    ]
 
 
 def _describe(trainer: type[SegmentationTrainer]) -> TrainerDescription:

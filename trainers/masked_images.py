@@ -45,11 +45,16 @@ class nnUNetTrainerMaskedImages(SegmentationTrainer):
     """
 
     recipe = MASKED_IMAGES
+    takes_recipes = False
     build_network_architecture = staticmethod(
         reconstruction_network(
             lambda plan: stock_counterpart(plan.network_arch_class_name, PlainConvUNet, ResidualEncoderUNet)
         )
     )
+
+    def _build_loss(self) -> torch.nn.Module:
+        """Of images: there are no masks whose overlap could be counted."""
+        return self._loss_of_recipe()
 
     def initialize(self) -> None:
         """As stock, with patches from anywhere in the image."""

@@ -24,12 +24,12 @@ from braintum.trainers.classes.class_supervision import (
     covered_shares,
     patch_weights,
 )
-from braintum.trainers.classes.permuted_labels import PERMUTATION_SEED, control_folder, with_permuted_training
+from braintum.trainers.classes.permuted_labels import PERMUTATION_SEED, with_permuted_training
 from braintum.trainers.classes.progress import MultiTaskLogger
 from braintum.trainers.classes.validation_results import write_validation_results
-from braintum.trainers.losses.task_balancing import LOG_VARIANCES, UncertaintyWeighting, build_balancing
+from braintum.trainers.losses.task_balancing import LOG_VARIANCES, NAME, STATE, build_balancing
 from braintum.trainers.networks import multi_task_network
-from braintum.trainers.recipes.recipe import MULTI_TASK, SHORT, ParameterGroup, split_off
+from braintum.trainers.recipes.recipe import MULTI_TASK, ParameterGroup, split_off
 from braintum.trainers.segmentation import SegmentationTrainer
 
 
@@ -74,16 +74,6 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
         self.balancing = build_balancing(
             self.settings.task_balancing, self.recipe.lowest_segmentation_loss, self.is_ddp
         ).to(self.device)
-        self._shape_of_case: dict[str, tuple[int, ...]] = {}
-
-    @property
-    def output_folder_base(self) -> str | None:
-        """Folder of the model, see :func:`braintum.trainers.classes.permuted_labels.control_folder`."""
-        return self._output_folder_base
-
-    @output_folder_base.setter
-    def output_folder_base(self, folder: str | None) -> None:  # nnU-Net sets it, and derives all others from it
-        self._output_folder_base = control_folder(folder, self.fold)
 
     # ------------------------------------------------------------------ optimiser
 
@@ -100,7 +90,7 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
             body, head = split_off(body, self.bare_network.classification_head)
             groups = [(body, settings), (head, self.recipe.head)]
         if learned := list(self.balancing.parameters()):
-            groups.append((learned, ParameterGroup(lr=settings.lr)))
+            groups.append((learned, ParameterGroup(lr=self.balancing.learning_rate or settings.lr)))
         return groups
 
     def _do_i_compile(self) -> bool:
@@ -214,11 +204,7 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
         """Share of each case's image that one patch covers; matters only where masks may be missing."""
         if not self.label_manager.has_ignore_label:
             return torch.ones(len(keys))
-        for key in keys:
-            if key not in self._shape_of_case:
-                data, *_ = self.dataset_class(self.preprocessed_dataset_folder, [key]).load_case(key)
-                self._shape_of_case[key] = tuple(data.shape[1:])
-        return covered_shares(self.configuration_manager.patch_size, [self._shape_of_case[key] for key in keys])
+        return covered_shares(self.configuration_manager.patch_size, [self.shape_of(key) for key in keys])
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """As stock; also logs the class loss."""
@@ -311,8 +297,9 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
     def more_for_checkpoint(self) -> dict[str, Any]:
         """The learned weights of the tasks, and which permutation of the labels was learned."""
         more = super().more_for_checkpoint()
-        if isinstance(self.balancing, UncertaintyWeighting):
-            more[LOG_VARIANCES] = self.balancing.log_variances.detach().cpu()
+        if state := self.balancing.state_dict():
+            more[STATE] = {name: tensor.detach().cpu() for name, tensor in state.items()}
+            more[NAME] = self.settings.task_balancing
         if self.settings.permuted_labels is not None:
             more[PERMUTATION_SEED] = self.settings.permuted_labels
         return more
@@ -331,16 +318,17 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
                 f"{filename_or_checkpoint} was trained with braintum_permuted_labels="
                 f"{checkpoint.get(PERMUTATION_SEED, '(not set)')}; set the environment variable as it was then"
             )
-        stored = checkpoint.get(LOG_VARIANCES)
-        learns = isinstance(self.balancing, UncertaintyWeighting)
-        if learns != (stored is not None):
+        if LOG_VARIANCES in checkpoint:
+            checkpoint = {**checkpoint, STATE: {"log_variances": checkpoint[LOG_VARIANCES]}, NAME: "uncertainty"}
+        trained, wanted = checkpoint.get(NAME), self.settings.task_balancing if self.balancing.state_dict() else None
+        if trained != wanted:
             raise ValueError(
-                f"{filename_or_checkpoint} was {'not ' if learns else ''}trained with braintum_task_balancing="
-                "uncertainty; set the environment variable as it was then"
+                f"{filename_or_checkpoint} was {'' if trained else 'not '}trained with braintum_task_balancing="
+                f"{trained or wanted}; set the environment variable as it was then"
             )
         super().load_checkpoint(filename_or_checkpoint)
-        if learns:
-            self.balancing.load_state_dict({"log_variances": stored})
+        if wanted is not None:
+            self.balancing.load_state_dict(checkpoint[STATE])
 
     # ------------------------------------------------------------------ final validation
 
@@ -381,9 +369,3 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
                     f"{figures['macro_f1']:.4f} (majority class {figures['majority_rate']:.4f})",
                     also_print_to_console=True,
                 )
-
-
-class nnUNetTrainerMultiTaskShort(nnUNetTrainerMultiTask):
-    """The same by the recipe for short trainings, also on a CPU."""
-
-    recipe = SHORT

@@ -1,7 +1,7 @@
 """Base of all our trainers: nnU-Net's trainer, told by a recipe what to do."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_raw
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock_module
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.crossval_split import generate_crossval_split
@@ -28,14 +29,16 @@ from braintum.commands.provenance import PROVENANCE_FILE, provenance
 from braintum.commands.seams import replaced
 from braintum.conversion.files.atomic import atomic_writes_of, write_json_atomic
 from braintum.conversion.format.calibration import CALIBRATION_KEY, stored_calibration
-from braintum.conversion.format.cases import find_cases_file, read_cases
+from braintum.conversion.format.cases import Case, find_cases_file, read_cases
 from braintum.conversion.format.splits import SPLITS_FILE, Splits, read_splits
 from braintum.evaluation.metrics.segmentation_metrics import metrics_on_folder
 from braintum.inference.models.checkpoints import load_checkpoint_safely, to_builtin
 from braintum.inference.models.trained_with import check_trained_with
 from braintum.trainers.averaged_weights import NUM_UPDATES, TRAINED_WEIGHTS, AveragedWeights
+from braintum.trainers.classes.progress import OVERLAP_KEYS, OverlapLogger
 from braintum.trainers.cpu_arithmetic import CpuArithmetic, fastest, without_measuring
 from braintum.trainers.data.device_batches import AugmentedBatches, device_loader_class
+from braintum.trainers.data.passes import CasesInPasses
 from braintum.trainers.data.seeded_batches import (
     NETWORK,
     compute_deterministically,
@@ -44,9 +47,12 @@ from braintum.trainers.data.seeded_batches import (
     stream_of_rank,
 )
 from braintum.trainers.data.slice_sampling import SliceSampling, data_loader_class
-from braintum.trainers.data.split_check import check_known, check_leaks, splits_by_patient
+from braintum.trainers.data.split_check import check_known, check_leaks, splits_by_image, splits_by_patient
+from braintum.trainers.expectations import DurationEstimate, difference_from_paper
 from braintum.trainers.identity import training_identity
 from braintum.trainers.losses.losses import UpsamplingDeepSupervisionLoss
+from braintum.trainers.losses.training_overlap import OverlapOfTraining
+from braintum.trainers.recipes.control_folder import control_folder
 from braintum.trainers.recipes.papers import Paper
 from braintum.trainers.recipes.recipe import ParameterGroup, Recipe
 from braintum.trainers.recipes.schedule import PerGroupLR, epochs_without_improvement
@@ -54,6 +60,9 @@ from braintum.trainers.recipes.settings import TrainingSettings
 from braintum.trainers.safety.checkpoint_writer import CheckpointWriter, checkpoint_of, on_cpu, write_checkpoint
 from braintum.trainers.safety.crash_safety import begin_validation, export_completely, remove_partial_checkpoints
 from braintum.trainers.safety.debug_information import remove_machine
+
+_NUM_FOLDS, _SEED_OF_FOLDS = 5, 12345
+"""nnU-Net's."""
 
 
 class _StoppedEarly(Exception):
@@ -69,7 +78,9 @@ class SegmentationTrainer(nnUNetTrainer):
     Attributes:
         recipe: how to train.
         papers: that describe the network, or the idea added to nnU-Net's; none for our own.
+        paper_parameters: of the network on the plans of its paper; None where there is no such thing.
         dimensions: of the configurations that it trains.
+        takes_recipes: whether it can be trained by other recipes than its own.
         slice_sampling: of volumes, in 2-D configurations; None for nnU-Net's own.
 
     Raises:
@@ -86,8 +97,10 @@ class SegmentationTrainer(nnUNetTrainer):
 
     recipe: ClassVar[Recipe]
     papers: ClassVar[tuple[Paper, ...]] = ()
+    paper_parameters: ClassVar[int | None] = None
     dimensions: ClassVar[tuple[int, ...]] = (2, 3)
     balances_tasks: ClassVar[bool] = False
+    takes_recipes: ClassVar[bool] = True
     slice_sampling: SliceSampling | None = SliceSampling()
 
     def __init__(
@@ -119,12 +132,30 @@ class SegmentationTrainer(nnUNetTrainer):
         self.averaged_weights: AveragedWeights | None = None
         self.cpu_arithmetic = CpuArithmetic()
         self._resumes = False
+        if self.precision_on_cuda == "float32":
+            self.grad_scaler = None  # it scales what half precision would lose
         self.seed = self.settings.seed
         self.num_epochs = self.settings.num_epochs or self.recipe.num_epochs
         if self.settings.num_iterations_per_epoch is not None:
             ratio = self.num_val_iterations_per_epoch / self.num_iterations_per_epoch
             self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
             self.num_val_iterations_per_epoch = max(1, round(ratio * self.num_iterations_per_epoch))
+        self._shape_of_case: dict[str, tuple[int, ...]] = {}
+        self.logger.local_logger = OverlapLogger()
+
+    @property
+    def output_folder_base(self) -> str | None:
+        """Folder of the model, see :func:`braintum.trainers.recipes.control_folder.control_folder`."""
+        return self._output_folder_base
+
+    @output_folder_base.setter
+    def output_folder_base(self, folder: str | None) -> None:  # nnU-Net sets it, and derives all others from it
+        self._output_folder_base = control_folder(folder, self.fold)
+
+    @classmethod
+    def adapted(cls, recipe: Recipe) -> Recipe:
+        """A recipe as this kind of training follows it."""
+        return recipe
 
     # ------------------------------------------------------------------ network, loss and optimiser
 
@@ -185,10 +216,16 @@ class SegmentationTrainer(nnUNetTrainer):
         self.cpu_arithmetic.prepare(self.bare_network)
         self.print_to_log_file(f"Steps are computed in {self.cpu_arithmetic}")
 
+    @property
+    def precision_on_cuda(self) -> str:
+        """``float32``, or ``mixed`` as in nnU-Net."""
+        asked = self.settings.precision
+        return "float32" if asked == "float32" or (not asked and not self.recipe.mixed_precision) else "mixed"
+
     def autocast(self) -> Any:
-        """Context of a forward pass: nnU-Net's on a CUDA device, on a CPU what was chosen when training began."""
+        """Context of a forward pass: on CUDA nnU-Net's or none, on a CPU what was chosen when training began."""
         if self.device.type == "cuda":
-            return torch.autocast("cuda")
+            return nullcontext() if self.precision_on_cuda == "float32" else torch.autocast("cuda")
         return self.cpu_arithmetic.autocast() if self.device.type == "cpu" else nullcontext()
 
     @property
@@ -200,7 +237,10 @@ class SegmentationTrainer(nnUNetTrainer):
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def _build_loss(self) -> nn.Module:
-        """The recipe's loss of the masks."""
+        """The recipe's loss of the masks, which also counts their overlap."""
+        return OverlapOfTraining(self._loss_of_recipe(), self.label_manager)
+
+    def _loss_of_recipe(self) -> nn.Module:
         if self.recipe.segmentation_loss is None:
             return super()._build_loss()
         wanted = self.recipe.segmentation_loss
@@ -319,6 +359,8 @@ class SegmentationTrainer(nnUNetTrainer):
             cases = read_cases(self.cases_file())
         except FileNotFoundError:  # only masks are learned
             cases = {}
+        if self.settings.split_by == "image":
+            return self._split_by_image(cases)
 
         def split(names: list[str], seed: int, n_splits: int) -> Splits:
             return splits_by_patient(names, cases, seed, n_splits) or generate_crossval_split(names, seed, n_splits)
@@ -332,6 +374,15 @@ class SegmentationTrainer(nnUNetTrainer):
         if not self.settings.allow_leaks:
             check_leaks(training, validation, cases, place)
         return training, validation
+
+    def _split_by_image(self, cases: Mapping[str, Case]) -> tuple[list[str], list[str]]:
+        self.dataset_class = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)  # as stock
+        names = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+        splits = splits_by_image(names, cases, _SEED_OF_FOLDS, _NUM_FOLDS)
+        if int(self.fold) >= len(splits):
+            raise ValueError(f"fold {self.fold}: braintum_split_by=image makes the folds 0 to {len(splits) - 1}")
+        self.print_to_log_file("CONTROL: split by image, patients are on both sides; the validation is too good")
+        return splits[int(self.fold)]["train"], splits[int(self.fold)]["val"]
 
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
         """Stock loaders that draw slices by :attr:`slice_sampling`; under a seed, reproducible ones around them.
@@ -351,8 +402,15 @@ class SegmentationTrainer(nnUNetTrainer):
     def _loaders(self) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
         """Iterators over training and validation batches, and the loaders behind them."""
         choose = device_loader_class if self.augments_on_device else data_loader_class
+
+        def loader(*args: Any, **kwargs: Any) -> Any:
+            made: Any = choose(self.slice_sampling)(*args, **kwargs)
+            if self.recipe.epoch == "pass":
+                made.get_indices = CasesInPasses(made.indices, made.batch_size)
+            return made
+
         # nnU-Net's method makes the loaders, and starts their workers, with all that it prepares for them
-        stand_ins: dict[str, Any] = {"nnUNetDataLoader": choose(self.slice_sampling)}
+        stand_ins: dict[str, Any] = {"nnUNetDataLoader": loader}
         if self.seed is not None:
             stand_ins["get_allowed_n_proc_DA"] = lambda: 0  # the workers of seeded batches are others
         with replaced(stock_module, **stand_ins):
@@ -378,11 +436,44 @@ class SegmentationTrainer(nnUNetTrainer):
             remove_partial_checkpoints(self.output_folder)
         if self.settings.deterministic:
             compute_deterministically()
+        self.set_length_of_epochs()
         with atomic_writes_of(stock_module):  # trainings of other folds read and write the same files
             super().on_train_start()
         self._choose_cpu_arithmetic()
+        if (difference := difference_from_paper(self)) is not None:
+            self.print_to_log_file(f"WARNING: {difference}", also_print_to_console=True)
+        updates = (self.num_epochs - self.current_epoch) * self.num_iterations_per_epoch
+        self.optimizer.register_step_post_hook(DurationEstimate(updates, self.print_to_log_file))
         if self.current_epoch > 0:
             self.save_missed_checkpoints()
+
+    def set_length_of_epochs(self) -> None:
+        """Decide how many iterations an epoch has, and say how many there will be in all."""
+        batch_size = self.configuration_manager.batch_size
+        images = [self.num_images(cases) for cases in self.do_split()]
+        if self.recipe.epoch == "pass" and self.settings.num_iterations_per_epoch is None:
+            updates = [-(-number // batch_size) for number in images]
+            self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = updates
+        in_all = self.num_epochs * self.num_iterations_per_epoch
+        self.print_to_log_file(
+            f"Training will make {in_all} updates with batches of {batch_size}: {in_all * batch_size} images, "
+            f"{in_all * batch_size / images[0]:.1f} passes over the {images[0]} there are; {self.num_epochs} epochs of "
+            f"{self.num_iterations_per_epoch} updates",
+            also_print_to_console=True,
+        )
+
+    def num_images(self, cases: Sequence[str]) -> int:
+        """Images that cases have: their slices in 2-D configurations, themselves in 3-D ones."""
+        if len(self.configuration_manager.patch_size) == 3:
+            return len(cases)
+        return sum(self.shape_of(case)[0] for case in cases)
+
+    def shape_of(self, case: str) -> tuple[int, ...]:
+        """Shape of a preprocessed case, (Z, Y, X)."""
+        if case not in self._shape_of_case:
+            data, *_ = self.dataset_class(self.preprocessed_dataset_folder, [case]).load_case(case)
+            self._shape_of_case[case] = tuple(data.shape[1:])
+        return self._shape_of_case[case]
 
     def save_missed_checkpoints(self) -> None:
         """Save the best checkpoints that a killed training did not get to: it writes the latest one first."""
@@ -448,13 +539,24 @@ class SegmentationTrainer(nnUNetTrainer):
     def train_step(self, batch: dict) -> dict:
         """As stock, in :meth:`autocast`."""
         batch = self.shrunk(batch)
-        with replaced(stock_module, dummy_context=self.autocast):  # what stock enters without CUDA
+        with self.stocks_autocast():
             return super().train_step(batch)
 
     def validation_step(self, batch: dict) -> dict:
         """As stock, in :meth:`autocast`."""
-        with replaced(stock_module, dummy_context=self.autocast):
+        with self.stocks_autocast():
             return super().validation_step(batch)
+
+    def stocks_autocast(self) -> Any:
+        """Within it, :meth:`autocast` takes the place of what stock's steps enter with and without CUDA."""
+        return replaced(stock_module, dummy_context=self.autocast, autocast=lambda *_, **__: self.autocast())
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """As stock; also logs Dice and IoU of the training batches (of the first process)."""
+        super().on_train_epoch_end(train_outputs)
+        figures = self.loss.figures() if isinstance(self.loss, OverlapOfTraining) else (np.nan, np.nan)
+        for key, value in zip(OVERLAP_KEYS, figures, strict=True):
+            self.logger.log(key, value, self.current_epoch)
 
     def on_validation_epoch_start(self) -> None:
         """As stock, with the average of the weights where the recipe has one."""

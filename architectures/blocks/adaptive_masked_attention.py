@@ -11,14 +11,16 @@ for head h, query i and mask m:
   normalisation, but its gradient needs the whole attention matrix, which fused attention never forms.
 - the global branch attends to the k tokens with the highest m of that head, k = min(N, ``num_global_tokens``), the same
   for any number of tokens N. Time and memory are O(N · k); a fraction of N would be quadratic again.
-- both branches share queries, keys and values; a learnable number a head, through a sigmoid, is the local branch's
-  share of their mixture. On a grid within one window and of at most k tokens both are the same dense attention.
+- both branches share queries, keys and values; the local branch's share of their mixture is, head by head, the sigmoid
+  of a learnable number and a learnable linear function of the mean token, so that it follows the input. On a grid
+  within one window and of at most k tokens both are the same dense attention.
 
 The feed-forward network that follows is in :mod:`braintum.architectures.blocks.bt_block`.
 """
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import nn
@@ -63,6 +65,7 @@ class AdaptiveMaskedAttention(nn.Module):
         )
         self.queries_keys_values = nn.Linear(features, 3 * features)
         self.mixture = nn.Parameter(torch.zeros(num_heads))  # the local branch's share, before sigmoid
+        self.mixture_of_input = nn.Parameter(torch.zeros(num_heads, features))  # what the mean token adds to it
         self.project = nn.Linear(features, features)
 
     def forward(self, tokens: torch.Tensor, low_level: torch.Tensor) -> torch.Tensor:
@@ -81,8 +84,19 @@ class AdaptiveMaskedAttention(nn.Module):
         values = values * masks.unsqueeze(-1).to(values.dtype)
         nearby = self.local_attention(queries, keys, values)
         anywhere = self.global_attention(queries, keys, values, masks)
-        share = torch.sigmoid(self.mixture).unsqueeze(-1).to(nearby.dtype)  # (heads, 1)
+        share = self.local_share(tokens).to(nearby.dtype)
         return self.project(torch.lerp(anywhere, nearby, share.expand_as(nearby)).flatten(-2))
+
+    def local_share(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The local branch's share (B, [1,] 1, 1, heads, 1) for tokens (B, [Z,] Y, X, features)."""
+        axes = tuple(range(1, tokens.ndim - 1))
+        of_input = functional.linear(tokens.mean(axes, keepdim=True), self.mixture_of_input.to(tokens.dtype))
+        return torch.sigmoid(self.mixture + of_input).unsqueeze(-1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # in models of version 0.1 the share is the same for all inputs
+        state_dict.setdefault(f"{prefix}mixture_of_input", torch.zeros_like(self.mixture_of_input))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def masks(self, tokens: torch.Tensor, low_level: torch.Tensor) -> torch.Tensor:
         """Soft masks (B, [Z,] Y, X, heads) in (0, 1), in float32 also under autocast, where bfloat16 would reach 1."""

@@ -23,6 +23,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,11 @@ def make_trainer(name: str, args: argparse.Namespace, iterations: int) -> Any:
     import torch
     from nnunetv2.run.run_training import get_trainer_from_args
 
-    trainer = get_trainer_from_args(args.d, args.c, args.f, name, args.p, device=torch.device(args.device))
-    trainer.num_epochs = args.epochs
-    trainer.num_iterations_per_epoch = iterations
-    trainer.num_val_iterations_per_epoch = max(1, round(iterations / 5))
-    return trainer
+    from braintum.trainers.recipes.settings import TrainingSettings
+
+    asked = TrainingSettings.from_environment()
+    with replace(asked, num_epochs=args.epochs, num_iterations_per_epoch=iterations).in_environment():
+        return get_trainer_from_args(args.d, args.c, args.f, name, args.p, device=torch.device(args.device))
 
 
 def iterations_per_epoch(

@@ -1,7 +1,7 @@
 """What the planners differ in: network, its size, its memory, and rules for batch and patch. Data only."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
@@ -116,8 +116,8 @@ class PlannerPreset:
         min_batch_size_2d: smallest 2-D batch of a multi-task model, memory permitting.
         whole_slice_percentiles: the 2-D patch covers this percentile of the slices' edges, the first that is allowed.
         neighbouring_slices: slices on each side that a 2-D configuration of volumes takes as channels (2.5-D).
-        slice_edge: edge to which the longer side of each slice is brought after a crop to the head, in 2-D; None:
-            nnU-Net's target spacing.
+        slice_edge: edge to which the longer side of each slice is brought, in 2-D; None: nnU-Net's target spacing.
+        crops_to_head: whether slices of one size are cropped to the head before.
         max_patch_area: largest area of a 2-D patch relative to the median slice: the rest is padding.
     """
 
@@ -146,6 +146,7 @@ class PlannerPreset:
     whole_slice_percentiles: tuple[int, ...] = (100, 95)
     neighbouring_slices: int = 0
     slice_edge: int | None = None
+    crops_to_head: bool = True
     max_patch_area: float = 2.0
 
 
@@ -204,10 +205,12 @@ BRAINTUMNET = _calibrated(
     normalization=RescaleTo01Normalization,
     batch_size_2d=16,
     blocks_per_stage_encoder=(1,) * 13,
+    slice_edge=256,
 )
-"""Paper 000: intensities in [0, 1], batches of 16 slices.
+"""Paper 000: intensities in [0, 1], batches of 16 slices of 256 x 256.
 
-Settled: widths and depth are nnU-Net's, as the paper gives none; one block of parallel convolutions a level.
+Settled: the crop to 256 x 256 is one to the head, resampled, as 256 of the scanners' 512 pixels would cut heads; widths
+and depth are nnU-Net's, as the paper gives none; one block of parallel convolutions a level.
 """
 
 JOINT_UNET = _calibrated(
@@ -222,10 +225,25 @@ JOINT_UNET = _calibrated(
     smallest_edge_2d=16,
     base_num_features=64,
     max_features_2d=1024,
+    slice_edge=256,
+    crops_to_head=False,
 )
-"""Paper 001, also for its baselines (U-Net, attention U-Net) and for paper 004: widths 64 to 1024 at 256 x 256.
+"""Paper 001, also for its baselines (U-Net, attention U-Net, classifier): widths 64 to 1024 at 256 x 256.
 
-Batch norm and ReLU are paper 004's, as 001 names none. Settled: 3-D plans have nnU-Net's depth and largest width.
+Settled: images that are no squares keep their shape and are padded. Batch norm and ReLU are paper 004's, as 001 names
+none; 3-D plans have nnU-Net's depth and largest width.
+"""
+
+BR35H_UNET = replace(
+    JOINT_UNET,
+    plans_name="BrainTumBr35HPlans",
+    paper="paper 004 (U-Net on Br35H)",
+    batch_size_2d=50,
+    gpu_memory_gb=14.0,
+)
+"""Paper 004: batches of 50 images of 256 x 256, on a GPU of 12 GB with half precision.
+
+Settled: the widths of paper 001, as 004 gives none; four levels each way and the bottleneck between them.
 """
 
 RESSE_LKA = _calibrated(
@@ -239,12 +257,12 @@ RESSE_LKA = _calibrated(
     smallest_edge_2d=8,
     blocks_per_stage_encoder=(1,) * 13,
     blocks_per_stage_decoder=(2,) * 12,
+    slice_edge=128,
 )
-"""Paper 002: clipping and z-score, batches of 8 slices, one ResSE block a level.
+"""Paper 002: clipping and z-score, batches of 8 slices of 128 x 128, one ResSE block a level.
 
 Settled: nnU-Net's widths, as the paper gives none; five levels at 128 x 128, which its deep supervision of three
-decoder levels besides the output asks for; two convolutions a decoder level. The patch stays the whole slice: the
-paper's crops of 128 come from slices that were made as small.
+decoder levels besides the output asks for; two convolutions a decoder level.
 """
 
 RESIDUAL_UNET = _calibrated(
@@ -254,8 +272,14 @@ RESIDUAL_UNET = _calibrated(
     arguments=batch_norm_arguments,
     paper="paper 003 (RUNet)",
     normalization=RescaleTo01Normalization,
+    batch_size_2d=32,
     smallest_edge_2d=16,
     base_num_features=16,
     blocks_per_stage_encoder=(1,) * 13,
+    slice_edge=256,
+    crops_to_head=False,
 )
-"""Paper 003: filters 16 to 256 at 256 x 256; no batch size is given for this network."""
+"""Paper 003: filters 16 to 256 at 256 x 256. Settled: Keras' batch, as no size is given for this network."""
+
+FT_CNN = replace(RESIDUAL_UNET, plans_name="BrainTumFTCNNPlans", paper="paper 003 (FT-CNN)", batch_size_2d=64)
+"""Paper 003: batches of 64 images of 256 x 256, as they fit RUNet; FT-CNN, whose features are frozen, takes less."""

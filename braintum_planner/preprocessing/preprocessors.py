@@ -13,7 +13,7 @@ from braintum.architectures.input_channels import neighbouring_slices
 from braintum.commands.seams import replaced
 from braintum.planner.preprocessing.neighbouring_slices import stack_neighbouring_slices
 from braintum.planner.preprocessing.preprocessing_run import preprocess_dataset
-from braintum.planner.preprocessing.whole_slices import head_box, resized, slice_edge
+from braintum.planner.preprocessing.whole_slices import SLICE_CROP, head_box, resized, slice_edge
 
 __all__ = ["BrainTumPreprocessor"]
 
@@ -79,11 +79,12 @@ class BrainTumPreprocessor(DefaultPreprocessor):
         configuration_manager: ConfigurationManager,
         dataset_json: dict | str,
     ) -> tuple[np.ndarray, np.ndarray, dict]:
-        """nnU-Net's steps, with a crop to the head and one size instead of its crop and one spacing."""
+        """nnU-Net's steps, with a crop to the head (or none) and one size instead of its crop and one spacing."""
         order = [0, *(axis + 1 for axis in plans_manager.transpose_forward)]
         data = data.astype(np.float32).transpose(order)
         properties["shape_before_cropping"] = data.shape[1:]
-        properties["bbox_used_for_cropping"] = box = head_box(data)
+        crops = configuration_manager.configuration.get(SLICE_CROP, True)
+        properties["bbox_used_for_cropping"] = box = head_box(data) if crops else [[0, n] for n in data.shape[1:]]
         part = (slice(None), *(slice(*limits) for limits in box))
         data = data[part]
         labels = np.zeros((1, *data.shape[1:]), np.int8) if seg is None else seg.transpose(order)[part].copy()

@@ -1,8 +1,8 @@
 """Slices as one size: cropped to the head and resampled, whatever their spacing, for pictures that have none.
 
 A configuration of the plans that names ``slice_edge: n`` gives every image this treatment instead of nnU-Net's
-resampling to one spacing: public slices come as pictures of 200 to 1400 pixels, some with a wide black border, and
-heads differ in size far less than pixels do.
+resampling to one spacing, without the crop where it says ``slice_crop: false``: public slices come as pictures of 200
+to 1400 pixels, some with a wide black border, and heads differ in size far less than pixels do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,10 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
-__all__ = ["SLICE_EDGE", "head_box", "resized", "slice_edge"]
+__all__ = ["SLICE_CROP", "SLICE_EDGE", "head_box", "resized", "slice_edge"]
 
 SLICE_EDGE = "slice_edge"
+SLICE_CROP = "slice_crop"
 
 _BACKGROUND = 0.1  # of the 99th percentile of a slice: noise and the halo of JPEG are below
 _MARGIN = 0.02  # of the head's longer edge, on each side

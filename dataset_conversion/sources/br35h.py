@@ -87,15 +87,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="one split that validates on VAL, instead of five-fold cross-validation",
     )
+    parser.add_argument(
+        "--outlined-only",
+        action="store_true",
+        help="leave out images without an outline: the 500, 200 and 100 of TRAIN, VAL and TEST remain",
+    )
 
 
-def convert(request: ConversionRequest, pool: bool = False, official_split: bool = False) -> ConversionResult:
+def convert(
+    request: ConversionRequest, pool: bool = False, official_split: bool = False, outlined_only: bool = False
+) -> ConversionResult:
     """Converts the data set to PNG in nnU-Net's raw layout, or only checks it (`request.dry_run`).
 
     Args:
         request: source, target and how to convert.
         pool: put TEST into imagesTr and into the splits; otherwise it goes to imagesTs.
         official_split: the only split validates on VAL, as in the original; TRAIN, `yes` and `no` are for training.
+        outlined_only: leave out images without an outline, with or without a tumour; no label is ignored then.
 
     Returns:
         The data set's folder and summary.
@@ -108,8 +116,9 @@ def convert(request: ConversionRequest, pool: bool = False, official_split: bool
     """
     if pool and official_split:
         raise ValueError("--pool and --official-split contradict each other; give one of them")
-    dataset = RawDataset.open(request, KIND, {"pool": pool, "official_split": official_split}, FILE_ENDING)
-    listing, validation = list_images(request.source)
+    options = {"pool": pool, "official_split": official_split, "outlined_only": outlined_only}
+    dataset = RawDataset.open(request, KIND, options, FILE_ENDING)
+    listing, validation = list_images(request.source, outlined_only)
     make_splits: Callable[[Sequence[Case]], Splits] = (
         partial(validate_on, validation) if official_split else patient_splits
     )
@@ -132,8 +141,8 @@ def validate_on(validation: frozenset[str], cases: Sequence[Case]) -> Splits:
     return [split]
 
 
-def list_images(source: Path) -> tuple[Listing, frozenset[str]]:
-    """Finds all images.
+def list_images(source: Path, outlined_only: bool = False) -> tuple[Listing, frozenset[str]]:
+    """Finds all images, or those with an outline.
 
     Returns:
         The images, and the names of the cases of VAL.
@@ -150,6 +159,10 @@ def list_images(source: Path) -> tuple[Listing, frozenset[str]]:
         remedy = "give the folder that holds yes, no and Br35H-Mask-RCNN"
         raise nothing_found(source, "images in yes, no, TRAIN, VAL or TEST", remedy)
     listing.accounted = [source / UNLABELLED, *(image.path for image in found)]
+    if outlined_only:
+        found = [image for image in found if image.annotation is not None and image.annotation.regions]
+        if not found and not listing.problems:
+            raise nothing_found(source, "outlined images in TRAIN, VAL or TEST", "give the folder of Br35H-Mask-RCNN")
     found = merge_copies(found)
     names = unique_case_names(f"br35h_{image.path.stem.lower()}" for image in found)
     validation = set()

@@ -78,6 +78,7 @@ class BratsCase:
         mask: the segmentation, None where there is none.
         cohort: `GLI`, `MEN` and so on; empty up to 2021.
         grade: `HGG`, `LGG`, or empty.
+        is_binary: the whole tumour is one label.
     """
 
     case: Case
@@ -85,6 +86,7 @@ class BratsCase:
     mask: Path | None
     cohort: str = ""
     grade: str = ""
+    is_binary: bool = False
 
     @property
     def convention(self) -> str:
@@ -102,13 +104,15 @@ class BratsCase:
         return self.mask is not None
 
     def files(self) -> list[Path]:
-        """Returns the four sequences, and the segmentation if there is one."""
+        """Returns the sequences, and the segmentation if there is one."""
         return [*self.channels, *([self.mask] if self.mask else [])]
 
     def load(self) -> LoadedVolume:
         """Reads and checks the case; raises `VolumeError`."""
         images, labels = read_case(self.channels, self.mask, partial(map_labels, convention=self.convention))
         remarks = ("no enhancing tumour",) if labels is not None and labels.any() and not (labels == 3).any() else ()
+        if self.is_binary and labels is not None:
+            labels = (labels > 0).astype(np.uint8)
         return LoadedVolume(images, labels, remarks)
 
 
@@ -150,6 +154,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="region-based labels: whole tumour, tumour core and enhancing tumour, which overlap",
     )
     parser.add_argument(
+        "--t1ce-only",
+        action="store_true",
+        help="one channel, T1ce, and one label, the whole tumour, as data sets of one sequence have them",
+    )
+    parser.add_argument(
         "--unlabelled",
         choices=("test", "train"),
         default="test",
@@ -165,6 +174,7 @@ def convert(
     regions: bool = False,
     unlabelled: str = "test",
     keep_orientation: bool = False,
+    t1ce_only: bool = False,
 ) -> ConversionResult:
     """Converts the data set to NIfTI in nnU-Net's raw layout, or only checks it (`request.dry_run`).
 
@@ -176,6 +186,7 @@ def convert(
         regions: region-based labels.
         unlabelled: `test` or `train`: where cases without a segmentation go.
         keep_orientation: let nnU-Net read volumes as their files store them.
+        t1ce_only: one channel, T1ce, and one label, the whole tumour.
 
     Returns:
         The data set's folder and summary.
@@ -184,7 +195,10 @@ def convert(
         SourceError: the source has faults; all of them are listed, and nothing is written.
         DatasetTakenError: the data-set number is in use.
         FileNotFoundError: no cases in the source folder.
+        ValueError: options that contradict each other.
     """
+    if t1ce_only and regions:
+        raise ValueError("--t1ce-only has one label, --regions has three; give one of them")
     choice = slice_choice(slices, slice_margin, healthy_slices)
     options = {
         "slices": slices,
@@ -193,6 +207,7 @@ def convert(
         "regions": regions,
         "unlabelled": unlabelled,
         "keep_orientation": keep_orientation,
+        **({"t1ce_only": True} if t1ce_only else {}),
     }
     dataset = RawDataset.open(request, KIND, options)
     sources, problems = find_cases(request.source, unlabelled)
@@ -205,6 +220,8 @@ def convert(
             for source in useless
         ]
         sources = [source for source in sources if source not in useless]
+    if t1ce_only:
+        sources = [replace(each, channels=each.channels[1:2], is_binary=True) for each in sources]
     content: dict[str, Any] = {
         "description": "BraTS: T1, T1ce, T2 and FLAIR with tumour sub-regions",
         "reference": "https://www.synapse.org/brats",
@@ -218,8 +235,14 @@ def convert(
         content["regions_class_order"] = REGIONS_CLASS_ORDER
     if len(class_names) > 1:
         content["classification"] = unified_schema(class_names).to_json()
-    labels = with_ignore_label(BRATS_REGIONS if regions else BRATS_LABELS, sources)
-    target = Target(labels, CHANNEL_NAMES, choice, plane="axial", keep_orientation=keep_orientation)
+    names: Mapping[str, Any] = BRATS_REGIONS if regions else BRATS_LABELS
+    channels: tuple[str, ...] = CHANNEL_NAMES
+    if t1ce_only:
+        names, channels = {"background": 0, "tumour": 1}, CHANNEL_NAMES[1:2]
+        content |= {"description": "BraTS: T1ce with the whole tumour"}
+        del content["source_labels"]
+    labels = with_ignore_label(names, sources)
+    target = Target(labels, channels, choice, plane="axial", keep_orientation=keep_orientation)
     return convert_volumes(request, dataset, sources, target, content, problems, notes)
 
 

@@ -7,6 +7,7 @@ from markup import plain, table, title
 
 from braintum.trainers.descriptions import TrainerDescription, describe_trainers
 from braintum.trainers.recipes.papers import PAPERS
+from braintum.trainers.recipes.recipe import RECIPES
 
 _PREFIX = "nnUNetTrainer"
 _REGISTERED = "braintum.trainers.registered"
@@ -29,7 +30,10 @@ def trainer_page() -> str:
         title("Trainers")
         + "What ``nnUNetv2_train -tr`` takes; ``braintum_trainers`` prints the same table. Epochs, iterations and more "
         + "are changed by :doc:`environment variables <environment>`. Patch size, batch size and normalisation are the "
-        + "plans'; 250 iterations an epoch and the clipping of the gradient's norm at 12 are nnU-Net's.\n\n"
+        + "plans'; the clipping of the gradient's norm at 12 is nnU-Net's. Each trainer follows another recipe under "
+        + "its name with ``_<recipe>`` behind it: "
+        + ", ".join(f"``{name}``" for name in RECIPES)
+        + ".\n\n"
         + table([f"``-tr {_PREFIX}…``", "task", "configurations", "papers", "what it is"], overview, "24 14 12 14 36")
         + "".join(_section(each) for each in trainers)
         + title("Papers", "-")

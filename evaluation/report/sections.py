@@ -20,6 +20,7 @@ from braintum.evaluation.results.tables import number
 
 _LOSSES = {"train_losses": "training", "val_losses": "validation"}
 _CLASS_LOSSES = {"train_class_losses": "training", "val_class_losses": "validation"}
+_OVERLAP = {"train_dice": "Dice", "train_iou": "IoU"}
 _SCORES = {"ema_fg_dice": "Dice, smoothed", "class_macro_f1": "macro-F1"}
 
 
@@ -30,6 +31,7 @@ def training_charts(report: Report) -> list[tuple[str, str]]:
     for key, title, keys, label in (
         ("losses", "Loss", _LOSSES, "loss"),
         ("class-losses", "Class loss", _CLASS_LOSSES, "class loss"),
+        ("overlap", "Overlap in training batches", _OVERLAP, "overlap"),
         ("scores", "Scores of validation patches", _SCORES, "score"),
     ):
         known = {name: text for name, text in keys.items() if any(name in curves for curves in logs.values())}

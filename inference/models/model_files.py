@@ -80,6 +80,7 @@ _CONFIGURATION = {
         "resampling_fn_probabilities_kwargs": _ARGUMENTS,
         "neighbouring_slices": {"type": "integer", "minimum": 0, "maximum": 32},
         "slice_edge": {"type": "integer", "minimum": 1, "maximum": 8192},
+        "slice_crop": {"type": "boolean"},
         "architecture": {
             "type": "object",
             "required": ["network_class_name", "arch_kwargs", "_kw_requires_import"],

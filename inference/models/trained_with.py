@@ -20,7 +20,7 @@ _CONFIGURATION = (
     *("preprocessor_name", "patch_size", "spacing", "normalization_schemes", "use_mask_for_norm", "architecture"),
     *("resampling_fn_data", "resampling_fn_data_kwargs"),
     *("resampling_fn_probabilities", "resampling_fn_probabilities_kwargs"),
-    *("neighbouring_slices", "slice_edge"),
+    *("neighbouring_slices", "slice_edge", "slice_crop"),
 )
 _INTENSITIES = "foreground_intensity_properties_per_channel"
 _SHOWN = 3

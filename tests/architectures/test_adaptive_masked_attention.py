@@ -23,6 +23,7 @@ def attention(window: tuple[int, ...], num_global_tokens: int = 5) -> AdaptiveMa
     torch.manual_seed(0)
     block = AdaptiveMaskedAttention(FEATURES, LOW_LEVEL_FEATURES, HEADS, window, num_global_tokens, mask_features=4)
     torch.nn.init.normal_(block.mixture)
+    torch.nn.init.normal_(block.mixture_of_input)
     return block.double()
 
 
@@ -93,9 +94,10 @@ def test_equals_a_literal_computation(grid: tuple[int, ...], window: tuple[int, 
     nearby = literal_local(window, queries, keys, gated)
     anywhere = literal_global(5, queries, keys, gated, masks)
     mixed = torch.zeros_like(nearby)
-    for head in range(HEADS):
-        share = 1 / (1 + torch.exp(-block.mixture[head]))
-        mixed[..., head, :] = share * nearby[..., head, :] + (1 - share) * anywhere[..., head, :]
+    for case, head in product(range(len(tokens)), range(HEADS)):
+        of_input = (tokens[case].flatten(0, -2).mean(0) * block.mixture_of_input[head]).sum()
+        share = 1 / (1 + torch.exp(-block.mixture[head] - of_input))
+        mixed[case, ..., head, :] = share * nearby[case, ..., head, :] + (1 - share) * anywhere[case, ..., head, :]
     torch.testing.assert_close(block(tokens, low_level), block.project(mixed.flatten(-2)), rtol=1e-6, atol=1e-7)
 
 
@@ -204,6 +206,33 @@ def test_mixture_weighs_both_branches() -> None:
     ):
         block.mixture.fill_(bias)
         torch.testing.assert_close(block(tokens, low_level), block.project(branch.flatten(-2)))
+
+
+@torch.no_grad()
+def test_mixture_depends_on_the_input() -> None:
+    block = attention((2, 3))
+    tokens, _ = inputs((4, 6))
+    share = block.local_share(tokens)
+    assert share.shape == (2, 1, 1, HEADS, 1) and not torch.allclose(share[0], share[1])
+    block.mixture_of_input.zero_()
+    torch.testing.assert_close(block.local_share(tokens)[1, 0, 0, :, 0], torch.sigmoid(block.mixture))
+
+
+def test_what_mixes_the_branches_is_learned() -> None:
+    block = attention((2, 3))
+    block(*inputs((4, 6))).square().sum().backward()
+    for parameter in (block.mixture, block.mixture_of_input):
+        assert parameter.grad is not None and parameter.grad.abs().min() > 0
+
+
+def test_weights_of_version_0_1_load_with_a_share_for_all_inputs() -> None:
+    old = {name: value for name, value in attention((2, 3)).state_dict().items() if name != "mixture_of_input"}
+    block = attention((2, 3))
+    block.load_state_dict(old)
+    assert not block.mixture_of_input.any()
+    outer = torch.nn.Sequential(attention((2, 3)))
+    outer.load_state_dict({f"0.{name}": value for name, value in old.items()})
+    assert not outer[0].mixture_of_input.any()
 
 
 def test_no_tensor_grows_with_the_square_of_the_tokens() -> None:

@@ -280,7 +280,8 @@ class NetworkContract:
         assert [name for name, parameter in trainable.items() if not parameter.grad.isfinite().all()] == []
         # a bias in front of a normalisation has a gradient of zero up to rounding: only weights are asked for more
         unused = [name for name, parameter in trainable.items() if parameter.ndim > 1 and not parameter.grad.any()]
-        assert unused == []
+        # on grids within one window both attention modes of a BT block are the same, and what mixes them does nothing
+        assert [name for name in unused if not name.endswith(".mixture_of_input")] == []
 
     def test_batch_of_one_can_be_trained_on(self, plan: Plan) -> None:
         network = self.build(plan, deep_supervision=True).train()

@@ -36,12 +36,7 @@ from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.preprocessing import ModelDescription, preprocess_case
 from braintum.trainers import registered
 
-CLASSIFYING = [
-    name
-    for name in registered.__all__
-    if name not in ("nnUNetTrainerUNet", "nnUNetTrainerAttentionUNet", "nnUNetTrainerResidualUNet")
-    and name not in ("nnUNetTrainerResSELKA", "nnUNetTrainerMaskedImages")
-]
+CLASSIFYING = [name for name in registered.__all__ if hasattr(getattr(registered, name), "class_labels")]
 
 
 SIZE = {"2d": (32, 32), "3d_fullres": (8, 16, 16)}

@@ -19,13 +19,17 @@ from braintum.commands.lookup import load_classes
 from braintum.planner.planning import presets
 from braintum.planner.planning.memory import planned_network
 from braintum.trainers import registered
+from braintum.trainers.recipes.recipe import RECIPES, PaperPlans
+from braintum.trainers.systems import SYSTEMS
 
 PLANNERS = {
     "BrainTumPlannerBrainTumNet": presets.BRAINTUMNET,
     "BrainTumPlannerJointUNet": presets.JOINT_UNET,
     "BrainTumPlannerResSELKA": presets.RESSE_LKA,
     "BrainTumPlannerResidualUNet": presets.RESIDUAL_UNET,
+    "BrainTumPlannerBr35H": presets.BR35H_UNET,
 }
+CALIBRATED = [name for name in PLANNERS if name != "BrainTumPlannerBr35H"]  # whose network is paper 001's
 TRAINERS = (
     *("nnUNetTrainerBrainTumNet", "nnUNetTrainerJointUNet", "nnUNetTrainerAttentionUNet", "nnUNetTrainerResSELKA"),
     *("nnUNetTrainerResidualUNet", "nnUNetTrainerMultiTask"),
@@ -63,27 +67,47 @@ def plan_shapes(folders: Any, planner: str, shapes: list[list[int]], **options: 
     [
         ("BrainTumPlannerBrainTumNet", [32, 64, 128, 256, 512, 512, 512], 16, "RescaleTo01", "InstanceNorm2d", "Res"),
         ("BrainTumPlannerJointUNet", [64, 128, 256, 512, 1024], 16, "RescaleTo01", "BatchNorm2d", "Plain"),
-        ("BrainTumPlannerResSELKA", [32, 64, 128, 256, 512, 512], 8, "PercentileZScore", "BatchNorm2d", "Res"),
-        ("BrainTumPlannerResidualUNet", [16, 32, 64, 128, 256], 100, "RescaleTo01", "BatchNorm2d", "Res"),
+        ("BrainTumPlannerResSELKA", [32, 64, 128, 256, 512], 8, "PercentileZScore", "BatchNorm2d", "Res"),
+        ("BrainTumPlannerResidualUNet", [16, 32, 64, 128, 256], 32, "RescaleTo01", "BatchNorm2d", "Res"),
+        ("BrainTumPlannerBr35H", [64, 128, 256, 512, 1024], 50, "RescaleTo01", "BatchNorm2d", "Plain"),
     ],
 )
 def test_what_the_papers_state(
     nnunet_folders: Any, planner: str, features: list[int], batch: int, scheme: str, norm: str, network: str
 ) -> None:
-    plans = plan_shapes(nnunet_folders, planner, SLICES, gpu_memory_target_in_gb=24.0)
+    shapes = [[1, 512, 448]] * 2000  # whatever the data's size, the network gets the paper's
+    plans = plan_shapes(nnunet_folders, planner, shapes)
     flat = plans["configurations"]["2d"]
     arguments = flat["architecture"]["arch_kwargs"]
-    assert flat["patch_size"] == [256, 256]
+    edge = PLANNERS[planner].slice_edge
+    assert edge == (128 if planner == "BrainTumPlannerResSELKA" else 256)
+    assert flat["patch_size"] == [edge, edge] and flat["slice_edge"] == edge
+    assert flat.get("slice_crop", True) == (planner in ("BrainTumPlannerBrainTumNet", "BrainTumPlannerResSELKA"))
     assert arguments["features_per_stage"] == features
     assert arguments["norm_op"].endswith(f".{norm}")
     assert arguments["nonlin"] == ("torch.nn.LeakyReLU" if norm == "InstanceNorm2d" else "torch.nn.ReLU")
     assert flat["architecture"]["network_class_name"].split(".")[-1].startswith(network)  # one of nnU-Net's own
     assert flat["normalization_schemes"] == [f"{scheme}Normalization"]
-    assert flat["batch_size"] == batch  # RUNet: 5 % of 2000
+    assert flat["batch_size"] == batch
     decisions = plans["braintum_decisions"]
     paper = PLANNERS[planner].paper
     assert decisions["data"]["normalization of T1ce"] == f"{scheme}Normalization, as {paper} has it"
-    assert (paper in decisions["2d"]["batch"]) == (PLANNERS[planner].batch_size_2d is not None)
+    assert paper in decisions["2d"]["batch"]
+    manager = PlansManager(plans)
+    parameters = {}
+    for name, system in SYSTEMS.items():
+        if system.parameters is not None and system.recipe.plans is not None and system.recipe.plans.planner == planner:
+            with torch.device("meta"):
+                network_of_paper: Any = system.network(manager, manager.get_configuration("2d"), 1, 2, False)
+            parameters[name] = sum(parameter.numel() for parameter in network_of_paper.parameters())
+    assert parameters and parameters == {name: SYSTEMS[name].parameters for name in parameters}
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.plans is not None])
+def test_recipes_name_the_plans_that_the_planner_makes(name: str) -> None:
+    wanted: Any = RECIPES[name].plans
+    preset = load_classes("planners")[wanted.planner].preset
+    assert wanted == PaperPlans(wanted.planner, preset.plans_name, preset.batch_size_2d, preset.slice_edge)
 
 
 def test_the_memory_decides_over_the_papers_batch(nnunet_folders: Any) -> None:
@@ -114,8 +138,8 @@ def test_volumes_get_instance_norm_and_nnunets_depth(nnunet_folders: Any, planne
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gigabytes", [4.0, 12.0])
-@pytest.mark.parametrize("planner", PLANNERS)
+@pytest.mark.parametrize("gigabytes", [2.0, 12.0])
+@pytest.mark.parametrize("planner", CALIBRATED)
 def test_the_memory_target_is_kept(nnunet_folders: Any, planner: str, gigabytes: float) -> None:
     """Parameters and feature maps of the paper's network, counted here anew, fill the target and no more."""
     shapes = [[1, 1024, 1024]] * 6000
@@ -151,7 +175,7 @@ def test_without_classes_the_papers_network_counts_all_the_same(nnunet_folders: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("planner", PLANNERS)
+@pytest.mark.parametrize("planner", CALIBRATED)
 def test_plans_suit_nnunet_and_every_trainer(nnunet_folders: Any, planner: str) -> None:
     plans = plan_shapes(nnunet_folders, planner, [[24, 48, 48]] * 20)
     manager = PlansManager(plans)

@@ -9,7 +9,6 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from braintum.planner.planners import BrainTumPlannerPretrained
 from braintum.planner.preprocessing.normalization import PercentileRescaleTo01Normalization
 from braintum.planner.preprocessing.whole_slices import head_box, resized, slice_edge
 
@@ -82,19 +81,28 @@ def test_8_bit_copies_are_normalised_like_their_originals() -> None:
 
 
 @pytest.mark.slow
-def test_plan_preprocessing_and_the_way_back(nnunet_folders: Any) -> None:
+@pytest.mark.parametrize(
+    ("planner", "edge", "batch_size", "crop"),
+    [
+        ("BrainTumPlannerPretrained", 192, 16, "cropped to the head"),
+        ("BrainTumPlannerResidualUNet", 256, 32, "not cropped"),
+    ],
+)
+def test_plan_preprocessing_and_the_way_back(
+    nnunet_folders: Any, planner: str, edge: int, batch_size: int, crop: str
+) -> None:
     raw = write_dataset(nnunet_folders.raw, 7, shape=(48, 72))
-    name = plan_and_preprocess(7, planner="BrainTumPlannerPretrained")
+    name = plan_and_preprocess(7, planner=planner)
     folder = nnunet_folders.preprocessed / raw.name
     plans = PlansManager(str(folder / f"{name}.json"))
     configuration = plans.get_configuration("2d")
-    assert configuration.configuration["slice_edge"] == BrainTumPlannerPretrained.preset.slice_edge == 192
-    assert list(configuration.patch_size) == [192, 192] and configuration.batch_size == 16
-    assert "cropped to the head" in plans.plans["braintum_decisions"]["2d"]["patch"]
+    assert configuration.configuration["slice_edge"] == edge
+    assert list(configuration.patch_size) == [edge, edge] and configuration.batch_size == batch_size
+    assert f"slices are {crop}" in plans.plans["braintum_decisions"]["2d"]["patch"]
     cases_folder = str(folder / configuration.data_identifier)
     dataset = infer_dataset_class(cases_folder)(cases_folder)
     data, seg, _, properties = dataset.load_case("case_00")
-    assert max(data.shape[2:]) == 192 and data.shape[1:] == seg.shape[1:]
+    assert max(data.shape[2:]) == edge and data.shape[1:] == seg.shape[1:]
     assert data[:].min() >= 0 and data[:].max() <= 1
     # a perfect prediction comes back on the file's own grid
     preprocessor = configuration.preprocessor_class(verbose=False)
@@ -102,9 +110,11 @@ def test_plan_preprocessing_and_the_way_back(nnunet_folders: Any) -> None:
         image, truth = head((48, 72), box), np.zeros((1, 1, 48, 72), np.int8)
         truth[..., 15:30, 30:45] = 1
         dataset_json = {"labels": LABELS, "file_ending": ".nii.gz", "channel_names": {"0": "T1ce"}}
-        _, labels, properties = preprocessor.run_case_npy(
+        resized_image, labels, properties = preprocessor.run_case_npy(
             image, truth, {"spacing": [999, 1, 1]}, plans, configuration, dataset_json
         )
+        if crop == "not cropped":  # the whole slice, whatever it shows
+            assert resized_image.shape[1:] == (1, round(48 * edge / 72), edge)
         logits = np.stack([labels[0] == 0, labels[0] == 1]).astype(np.float32) * 20
         back = convert_predicted_logits_to_segmentation_with_correct_shape(
             logits, plans, configuration, plans.get_label_manager(dataset_json), properties, num_threads_torch=1

@@ -56,8 +56,9 @@ def optimizer_of(recipe: Recipe) -> torch.optim.Optimizer:
         (recipes.RESSE_LKA, torch.optim.AdamW, 1e-4, 0.01, 1e-5, ExponentialDecay(0.01), 50, None),
         (recipes.RESIDUAL_UNET, torch.optim.Adam, 1e-3, 0, 1e-8, PolynomialDecay(0), 30, 15),
         (recipes.FT_CNN, torch.optim.Adam, 1e-3, 0, 1e-8, PolynomialDecay(0), 100, None),
+        (recipes.BR35H_UNET, torch.optim.Adam, 1e-4, 0, 1e-8, PolynomialDecay(0), 100, None),
     ],
-    ids=["ours", "000", "001", "002", "003 RUNet", "003 FT-CNN"],
+    ids=["ours", "000", "001", "002", "003 RUNet", "003 FT-CNN", "004"],
 )
 def test_optimiser_and_length(
     recipe: Recipe,
@@ -84,8 +85,8 @@ def test_optimiser_and_length(
         (recipes.JOINT_UNET, bce_dice_loss, (), (1.0, 1.0), 0),
         (recipes.RESSE_LKA, weighted_cross_entropy_tversky_loss, (1.0, 0.4, 0.3, 0.2), (1.0, 0.7), 0),
         (recipes.RESIDUAL_UNET, bce_loss, (), (1.0, 1.0), 0),
-        (recipes.UNET_CLASSIFIER, bce_loss, (), (0.0, 1.0), 0),
-        (recipes.FT_CNN, bce_loss, (), (0.0, 1.0), 0),
+        (recipes.BR35H_UNET, bce_loss, (), (1.0, 1.0), 0),
+        (recipes.classifier_recipe(recipes.JOINT_UNET), bce_loss, (), (0.0, 1.0), 0),
     ],
 )
 def test_losses(
@@ -120,7 +121,16 @@ def test_augmentation_of_the_papers() -> None:
         gamma=(0.7, 1.5),
     )
     assert lka.initial_patch_size((128, 128), False)[0] >= 160
-    assert recipes.RESIDUAL_UNET.augmentation == recipes.FT_CNN.augmentation == Augmentation()
+    without = (recipes.RESIDUAL_UNET, recipes.FT_CNN, recipes.BR35H_UNET)
+    assert all(recipe.augmentation == Augmentation() for recipe in without)
+
+
+def test_nnunets_recipe_is_its_trainers() -> None:
+    recipe = recipes.NNUNET
+    assert recipe.segmentation_loss is None and recipe.augmentation is None and recipe.epoch == "iterations"
+    assert (recipe.decay, recipe.num_epochs) == (PolynomialDecay(0.9), 1000)
+    assert (recipe.optimizer, recipe.body) == (torch.optim.SGD, recipes.ParameterGroup(lr=1e-2, weight_decay=3e-5))
+    assert recipe.optimizer_arguments == {"momentum": 0.99, "nesterov": True}
 
 
 def test_recipes_cannot_be_changed() -> None:

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_training import TinyDataset, write_preprocessed
 
 from braintum.conversion.format.cases import Case, write_cases
+from braintum.trainers.data.split_check import splits_by_image
 
 NAMES = [f"case_{number}" for number in range(8)]
 
@@ -73,3 +75,41 @@ def test_splits_that_training_makes_are_by_patient(dataset: Any, nnunet_folders:
     assert {int(name[-1]) % 4 for name in training}.isdisjoint({int(name[-1]) % 4 for name in validation})
     written = json.loads(Path(nnunet_folders.preprocessed, "Dataset007_Tiny", "splits_final.json").read_text())
     assert len(written) == 4 and written[0] == {"train": training, "val": validation}
+
+
+# ---------------------------------------------------------------------- by image, as papers split
+
+
+def test_splits_by_image_have_equal_shares_of_the_classes_and_no_regard_for_patients() -> None:
+    classes = ["glioma"] * 20 + ["meningioma"] * 10
+    cases = {
+        f"case_{number:02d}": Case(f"case_{number:02d}", name, patient=f"P{number // 10}")
+        for number, name in enumerate(classes)
+    }
+    splits = splits_by_image(cases, cases, 12345, 5)
+    held_out = [name for split in splits for name in split["val"]]
+    assert sorted(held_out) == sorted(cases)
+    for split in splits:
+        assert sorted([*split["train"], *split["val"]]) == sorted(cases)
+        assert [cases[name].tumour_class for name in split["val"]].count("glioma") == 4
+    sides = [{cases[name].patient for name in splits[0][side]} for side in ("train", "val")]
+    assert sides[0] & sides[1]
+    assert splits == splits_by_image(reversed(cases), cases, 12345, 5)
+    assert splits != splits_by_image(cases, cases, 1, 5)
+    few = splits_by_image(NAMES, {}, 12345, 5)  # without classes, and fewer of each than folds
+    assert np.bincount([len(split["val"]) for split in few]).tolist() == [0, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerMultiTask", "nnUNetTrainerUNet"])
+def test_split_by_image_is_a_control(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("braintum_split_by", "image")
+    trainer = dataset.trainer(name, fold=1)
+    training, validation = trainer.do_split()
+    assert sorted([*training, *validation]) == NAMES and 1 <= len(validation) <= 2
+    *_, control, data, model = Path(trainer.output_folder_base).parts
+    assert (control, data) == ("split_by_image", "Dataset007_Tiny") and model.startswith(name)
+    assert "CONTROL: split by image" in Path(trainer.log_file).read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="fold 5: braintum_split_by=image makes the folds 0 to 4"):
+        dataset.trainer(name, fold=5).do_split()
+    with pytest.raises(NotImplementedError, match="braintum_split_by needs held-out cases"):
+        dataset.trainer(name, fold="all")

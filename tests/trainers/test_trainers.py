@@ -23,13 +23,7 @@ from braintum.trainers import registered
 from braintum.trainers.classes.progress import MultiTaskLogger
 from braintum.trainers.recipes.schedule import CosineDecay, PolynomialDecay
 
-SEGMENTATION_ONLY = {
-    "nnUNetTrainerResSELKA",
-    "nnUNetTrainerUNet",
-    "nnUNetTrainerAttentionUNet",
-    "nnUNetTrainerResidualUNet",
-    "nnUNetTrainerMaskedImages",
-}
+SEGMENTATION_ONLY = {name for name in registered.__all__ if not hasattr(getattr(registered, name), "class_labels")}
 TORCHVISION = {f"nnUNetTrainerClassifier{name}" for name in ("FTCNN", "ResNet50", "DenseNet121", "GoogLeNet")}
 CLASSIFIERS = TORCHVISION | {"nnUNetTrainerClassifierUNet"}
 TWO_STAGE = "nnUNetTrainerBrainTumNetTwoStage"
@@ -81,6 +75,7 @@ def test_trains_saves_loads_and_predicts(folders: Any, name: str, configuration:
     if trainer.recipe.segmentation_loss is not None:  # nnU-Net's loss spares the coarsest output, save under DDP
         assert without_gradient == []  # which wants one for each
     keys = ["train_losses", "val_losses", "mean_fg_dice"]
+    keys += [] if name == "nnUNetTrainerMaskedImages" else ["train_dice", "train_iou"]
     keys += ["train_class_losses", "val_class_losses", "joint_score"] if has_classes else []
     assert all(np.isfinite(trainer.logger.get_value(key, step=-1)) for key in keys)
 
@@ -215,7 +210,7 @@ def test_two_stages(dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch, folde
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["nnUNetTrainerMultiTask", "nnUNetTrainerBrainTumNet", "nnUNetTrainerJointUNet"])
-@pytest.mark.parametrize("balancing", ["uncertainty", "pcgrad"])
+@pytest.mark.parametrize("balancing", ["uncertainty", "pcgrad", "gradnorm"])
 def test_balanced_tasks(dataset: TinyDataset, monkeypatch: Any, folders: Any, name: str, balancing: str) -> None:
     monkeypatch.setenv("braintum_task_balancing", balancing)
     trainer = start(dataset.trainer(name))
@@ -237,8 +232,8 @@ def test_balanced_tasks(dataset: TinyDataset, monkeypatch: Any, folders: Any, na
         assert any(parameter is member for group in loaded.optimizer.param_groups for member in group["params"])
         assert loaded.optimizer.state[parameter]["step"] == 2
     monkeypatch.setenv("braintum_task_balancing", "fixed")
-    if balancing == "uncertainty":
-        with pytest.raises(ValueError, match="was trained with braintum_task_balancing=uncertainty"):
+    if balancing != "pcgrad":
+        with pytest.raises(ValueError, match=f"was trained with braintum_task_balancing={balancing}"):
             dataset.trainer(name).load_checkpoint(checkpoint)
     else:
         dataset.trainer(name).load_checkpoint(checkpoint)
@@ -362,7 +357,9 @@ def test_stopped_training_is_validated_and_its_models_predict(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in ALL_TRAINERS if "MaskedImages" not in str(name)])
+@pytest.mark.parametrize(
+    "name", [name for name in ALL_TRAINERS if not any(slow in str(name) for slow in ("MaskedImages", "PlansNetwork"))]
+)
 def test_overfits_eight_cases(folders: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     data = write_preprocessed(folders.preprocessed, "2d", classes=name not in SEGMENTATION_ONLY)
     trainer = data.trainer(name, fold="all")
@@ -388,3 +385,48 @@ def test_overfits_eight_cases(folders: Any, monkeypatch: pytest.MonkeyPatch, nam
         assert correct == 8
     if name not in CLASSIFIERS:
         assert dice > 0.9
+
+
+# ---------------------------------------------------------------------- features that do not change
+
+
+@pytest.mark.slow
+def test_frozen_features_are_computed_once_an_image(dataset: TinyDataset) -> None:
+    """The losses are those of features that are computed in each step."""
+    losses = {}
+    for remembers in (True, False):
+        trainer = dataset.trainer("nnUNetTrainerClassifierFTCNN")
+        trainer.on_train_start()
+        encoder, images = trainer.bare_network.encoder, []
+        encoder.register_forward_pre_hook(lambda module, args, images=images: images.append(len(args[0])))
+        computed: list[int] = []
+        if remembers:
+            compute = trainer.features._compute
+            trainer.features._compute = lambda x, compute=compute, computed=computed: (
+                computed.append(len(x)),
+                compute(x),
+            )[1]
+        else:
+            trainer.features = None
+        trainer.network.train()
+        trainer.on_epoch_start()
+        trainer.on_train_epoch_start()
+        steps = [trainer.train_step(next(trainer.dataloader_train))["loss"] for _ in range(4)]
+        losses[remembers] = [float(loss) for loss in steps]
+        assert sum(images) == 4 * trainer.batch_size
+        if remembers:
+            assert sum(computed) == len(trainer.features._features) <= len(trainer.do_split()[0])
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_features_are_not_kept_where_images_change(dataset: TinyDataset) -> None:
+    name = "nnUNetTrainerClassifierFTCNN"
+    plans = {**dataset.plans, "configurations": dict(dataset.plans["configurations"])}
+    plans["configurations"]["2d"] = {**plans["configurations"]["2d"], "patch_size": [32, 16]}  # the images have 32 x 32
+    trainer = replace(dataset, plans=plans).trainer(name)
+    trainer.on_train_start()
+    assert trainer.features is None
+    augmented = dataset.trainer(f"{name}_JointUNet")
+    augmented.on_train_start()
+    assert augmented.features is None

@@ -2,41 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from braintum.conversion.format.cases import Case
 from braintum.evaluation.results.label_permutation import permuted_classes, share_unchanged
 from braintum.trainers.classes.class_supervision import ClassLabels
-from braintum.trainers.recipes.settings import TrainingSettings
 
 PERMUTATION_SEED = "permuted_labels"
 """Entry of a checkpoint."""
-
-
-def control_folder(folder: str | None, fold: int | str) -> str | None:
-    """Where the models of a control go: into ``nnUNet_results/permuted_labels_SEED``, so that no honest model is there.
-
-    nnU-Net's commands find the model with ``nnUNet_results`` set to that folder.
-
-    Args:
-        folder: ``nnUNet_results/DATASET/MODEL``, or None where there is no such variable.
-        fold: that is trained.
-
-    Returns:
-        The folder, as it is where no control is asked for.
-
-    Raises:
-        NotImplementedError: a control of fold "all", which holds nothing out.
-    """
-    seed = TrainingSettings.from_environment().permuted_labels
-    if seed is None:
-        return folder
-    if fold == "all":
-        raise NotImplementedError("braintum_permuted_labels needs held-out cases: train a numbered fold, not all")
-    if folder is None:
-        return None
-    *results, dataset, model = Path(folder).parts
-    return str(Path(*results, f"permuted_labels_{seed}", dataset, model))
 
 
 def with_permuted_training(

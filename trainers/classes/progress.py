@@ -1,4 +1,4 @@
-"""Logging of the class metrics through nnU-Net's logger and in its ``progress.png``."""
+"""Logging of overlap and class metrics through nnU-Net's logger, and of the latter in its ``progress.png``."""
 
 from pathlib import Path
 
@@ -9,6 +9,9 @@ import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
+
+OVERLAP_KEYS = ("train_dice", "train_iou")
+"""What every training logs of the masks, beside nnU-Net's own."""
 
 CLASS_KEYS = (
     "train_class_losses",
@@ -25,22 +28,30 @@ _DOTS_PER_INCH = 50
 """nnU-Net's 100 make 16 million pixels, which take seconds to draw after each epoch."""
 
 
-class MultiTaskLogger(LocalLogger):
-    """nnU-Net's local logger with the keys of :data:`CLASS_KEYS`, one value an epoch."""
+class OverlapLogger(LocalLogger):
+    """nnU-Net's local logger with further keys, one value an epoch: those of :data:`OVERLAP_KEYS`."""
+
+    keys: tuple[str, ...] = OVERLAP_KEYS
 
     def __init__(self, verbose: bool = False) -> None:
         super().__init__(verbose)
-        self._add_class_keys()
+        self._add_keys()
 
     def load_checkpoint(self, checkpoint: dict) -> None:
         """Restore a log; one of a stock trainer gets NaN for the epochs that it did not measure."""
         super().load_checkpoint(checkpoint)
-        self._add_class_keys()
+        self._add_keys()
 
-    def _add_class_keys(self) -> None:
+    def _add_keys(self) -> None:
         epochs = len(self.my_fantastic_logging["epoch_end_timestamps"])
-        for key in CLASS_KEYS:
+        for key in self.keys:
             self.my_fantastic_logging.setdefault(key, [float("nan")] * epochs)
+
+
+class MultiTaskLogger(OverlapLogger):
+    """The same with the keys of :data:`CLASS_KEYS`."""
+
+    keys = OVERLAP_KEYS + CLASS_KEYS
 
     def plot_progress_png(self, output_folder: str) -> None:
         """nnU-Net's plot, with the class curves below it in the same picture."""

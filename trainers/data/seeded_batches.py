@@ -18,6 +18,8 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from braintum.trainers.data.passes import CasesInPasses
+
 TRAINING, VALIDATION, NETWORK = range(3)
 """Streams of random numbers in a training."""
 
@@ -72,6 +74,10 @@ class _SeededBatches(Dataset):
     def __getitem__(self, position: tuple[int, int]) -> dict:
         # without workers the network draws from the same generators, and its dropout must be that with workers
         with nullcontext() if get_worker_info() else unchanged_generators():
+            if isinstance(getattr(self.loader, "get_indices", None), CasesInPasses):
+                epoch, index = position
+                seed_everything(self.seed, self.stream, epoch)
+                self.loader.get_indices.begin(index)
             seed_everything(self.seed, self.stream, *position)
             return self.loader.generate_train_batch()
 

@@ -1,8 +1,12 @@
 """Splits checked when training starts: cases that are not there, and patients on both sides."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
+from sklearn.model_selection import KFold, StratifiedKFold
 
 from braintum.conversion.format.cases import Case
 from braintum.conversion.format.splits import Splits, patient_splits, tied_cases
@@ -24,6 +28,22 @@ def splits_by_patient(names: Iterable[str], cases: Mapping[str, Case], seed: int
     if not any(row.patient or row.group for row in rows):
         return None
     return patient_splits(rows, n_splits, seed)
+
+
+def splits_by_image(names: Iterable[str], cases: Mapping[str, Case], seed: int, n_splits: int) -> Splits:
+    """Splits of single images with equal shares of the classes, as papers make them: patients are on both sides.
+
+    Args:
+        names: of the preprocessed cases.
+        cases: rows of ``cases.csv``, as far as there are any.
+        seed: of the shuffle.
+        n_splits: number of folds.
+    """
+    ordered = np.array(sorted(names))
+    classes = [cases.get(name, Case(name)).tumour_class for name in ordered]
+    kind = StratifiedKFold if max(Counter(classes).values()) >= n_splits else KFold  # too few for equal shares
+    folds = kind(n_splits, shuffle=True, random_state=seed).split(ordered, classes)
+    return [{"train": ordered[train].tolist(), "val": ordered[val].tolist()} for train, val in folds]
 
 
 def check_known(training: Sequence[str], validation: Sequence[str], known: Collection[str], place: str) -> None:

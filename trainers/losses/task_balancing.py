@@ -1,17 +1,21 @@
 """How the segmentation loss and the class loss are brought together in one backward pass.
 
-Paper 001 leaves "uncertainty weighting, gradient surgery" to future work; here both are options of every multi-task
-trainer, see :mod:`braintum.trainers.recipes.settings`.
+Paper 001 leaves uncertainty weighting, gradient normalisation and gradient surgery to future work; here all are options
+of every multi-task trainer, see :mod:`braintum.trainers.recipes.settings`.
 """
 
 from collections.abc import Callable, Sequence
 from itertools import compress
+from typing import Any
 
 import torch
 from torch import nn
 
+STATE, NAME = "task_balancing_state", "task_balancing"
+"""Keys of what was learned in a checkpoint, and of how; both are absent where nothing is learned."""
+
 LOG_VARIANCES = "task_log_variances"
-"""Key of the learned weights in a checkpoint."""
+"""Key by which earlier checkpoints hold what uncertainty weighting has learned."""
 
 Scale = Callable[[torch.Tensor], torch.Tensor]
 """Multiplies a loss as the gradient scaler wants it."""
@@ -22,9 +26,11 @@ class FixedWeights(nn.Module):
 
     Attributes:
         backward_passes: through the network.
+        learning_rate: of what is learned; None for that of the network.
     """
 
     backward_passes = 1
+    learning_rate: float | None = None
 
     def backward(
         self,
@@ -100,15 +106,88 @@ class PCGrad(FixedWeights):
         has_classes: bool,
     ) -> None:
         """See :class:`FixedWeights`."""
-        trainable = [parameter for parameter in parameters if parameter.requires_grad]
-        first, second = (
-            torch.autograd.grad(scale(weight * loss), trainable, retain_graph=keep, allow_unused=True)
-            for weight, loss, keep in zip(weights, losses, (True, False), strict=True)
-        )
-        shared = [a is not None and b is not None for a, b in zip(first, second, strict=True)]
-        conflict_free = iter(without_conflict(list(compress(first, shared)), list(compress(second, shared))))
+        trainable, (first, second), shared = _gradients(losses, weights, parameters, scale)
+        conflict_free = iter(without_conflict(_of(first, shared), _of(second, shared)))
         for parameter, is_shared, a, b in zip(trainable, shared, first, second, strict=True):
             parameter.grad = next(conflict_free) if is_shared else b if a is None else a
+
+
+class GradNorm(FixedWeights):
+    """Learned weights that let both tasks train at similar rates (Chen et al. 2018, algorithm 1).
+
+    A task's weight follows the norm of its gradient on the parameters that both reach: towards the mean of both norms
+    times (its loss relative to its first one, over the mean of both) ** ``asymmetry``. The recipe's weights stay in
+    front. Norms are those of all shared parameters, where the authors take the last shared layer.
+
+    Args:
+        lowest_segmentation_loss: of a perfect prediction; ratios are taken from there.
+        asymmetry: how strongly a task that lags behind is drawn up; the authors' for tasks of different kinds.
+    """
+
+    backward_passes = 2
+    learning_rate = 0.025  # the authors'
+    first_losses: torch.Tensor
+
+    def __init__(self, lowest_segmentation_loss: float, asymmetry: float = 1.5) -> None:
+        super().__init__()
+        self.lowest_segmentation_loss = lowest_segmentation_loss
+        self.asymmetry = asymmetry
+        self.task_weights = nn.Parameter(torch.ones(2))
+        self.register_buffer("first_losses", torch.zeros(2))  # zero until they are known
+
+    def backward(
+        self,
+        losses: tuple[torch.Tensor, torch.Tensor],
+        weights: tuple[float, float],
+        parameters: Sequence[nn.Parameter],
+        scale: Scale,
+        has_classes: bool,
+    ) -> None:
+        """See :class:`FixedWeights`; a batch without classes leaves the weights as they are."""
+        trainable, (first, second), shared = _gradients(losses, weights, parameters, scale)
+        with torch.no_grad():
+            self.task_weights.clamp_(min=_SMALLEST_WEIGHT)
+            self.task_weights.mul_(2 / self.task_weights.sum())
+            norms = [torch.as_tensor(_product(part, part)).sqrt() for part in (_of(first, shared), _of(second, shared))]
+            if has_classes:
+                self.task_weights.grad = self._gradient(losses, torch.stack(norms).to(self.task_weights))
+            else:
+                self.task_weights.grad = torch.zeros_like(self.task_weights)
+            for parameter, *parts in zip(trainable, first, second, strict=True):
+                reached = [w * part for w, part in zip(self.task_weights, parts, strict=True) if part is not None]
+                parameter.grad = torch.stack(reached).sum(0) if reached else None
+
+    def _gradient(self, losses: tuple[torch.Tensor, torch.Tensor], norms: torch.Tensor) -> torch.Tensor:
+        """Of the sum of |weight · norm - wanted| with respect to the weights, with what is wanted fixed."""
+        values = torch.stack([losses[0].float() - self.lowest_segmentation_loss, losses[1].float()])
+        self.first_losses.copy_(torch.where(self.first_losses > 0, self.first_losses, values))
+        rates = values / self.first_losses
+        sizes = self.task_weights * norms
+        wanted = sizes.mean() * (rates / rates.mean()) ** self.asymmetry
+        return torch.sign(sizes - wanted) * norms
+
+
+_SMALLEST_WEIGHT = 1e-2
+
+
+def _gradients(
+    losses: tuple[torch.Tensor, torch.Tensor],
+    weights: tuple[float, float],
+    parameters: Sequence[nn.Parameter],
+    scale: Scale,
+) -> tuple[list[nn.Parameter], tuple[Any, Any], list[bool]]:
+    """Parameters that are trained, the weighted gradients of both tasks (None where a task does not reach), and
+    whether both do."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    first, second = (
+        torch.autograd.grad(scale(weight * loss), trainable, retain_graph=keep, allow_unused=True)
+        for weight, loss, keep in zip(weights, losses, (True, False), strict=True)
+    )
+    return trainable, (first, second), [a is not None and b is not None for a, b in zip(first, second, strict=True)]
+
+
+def _of(gradient: Sequence[torch.Tensor], shared: Sequence[bool]) -> list[torch.Tensor]:
+    return list(compress(gradient, shared))
 
 
 def without_conflict(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -153,4 +232,6 @@ def build_balancing(name: str, lowest_segmentation_loss: float, is_ddp: bool) ->
         return UncertaintyWeighting(lowest_segmentation_loss)
     if name == "pcgrad":
         return PCGrad()
+    if name == "gradnorm":
+        return GradNorm(lowest_segmentation_loss)
     raise ValueError(f"unknown balancing of the tasks: {name!r}")

@@ -1,12 +1,13 @@
 """Training recipes as data: nnU-Net's own with our head, and those of the papers.
 
-Batch size, patch size and normalisation are the plan's, iterations an epoch (250) and clipping of the gradient's norm
-(at 12) nnU-Net's. Where a paper leaves something open, the docstring of its recipe says what was settled.
+Batch size, patch size and normalisation are the plan's, clipping of the gradient's norm (at 12) is nnU-Net's. Where a
+paper leaves something open, the docstring of its recipe says what was settled. A recipe goes with any network, see
+:mod:`braintum.trainers.systems`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -55,6 +56,23 @@ class ParameterGroup:
     warmup: float = 0.0
 
 
+@dataclass(frozen=True)
+class PaperPlans:
+    """The plans that a paper's recipe is meant for.
+
+    Attributes:
+        planner: that makes them, for ``-pl``.
+        name: of the plans, for ``-p``.
+        batch_size: the paper's, in 2-D.
+        image_edge: of the paper's images, in pixels.
+    """
+
+    planner: str
+    name: str
+    batch_size: int
+    image_edge: int = 256
+
+
 def split_off(parameters: Sequence[nn.Parameter], part: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Parameters without those of a part of the network, and the part's."""
     own = list(part.parameters())
@@ -78,13 +96,16 @@ class Recipe:
         class_weight: of the cross-entropy in it.
         class_label_smoothing: of the cross-entropy.
         num_epochs: of the whole training.
+        epoch: what an epoch is: ``iterations``, nnU-Net's 250 batches, or a ``pass`` over all training images.
         early_stopping: epochs without a lower validation loss after which training ends; None for never.
         augmentation: None for nnU-Net's.
         averaging: decay, a step, of the average of the weights that is validated and saved; None for the last weights.
+        mixed_precision: half precision in training steps on CUDA, as in nnU-Net; else float32.
         cpu_precision: of training steps on a CPU: ``float32``, ``bfloat16``, or the faster one (``auto``).
         balances_classes: draw the cases of each class equally often; else each case.
         small_first: share of the epochs with smaller patches, and their scale; (0, 1) for none. The first epochs learn
             what can be seen in small images, at the fraction of the time.
+        plans: of the paper; None for our own recipes, which suit any plans.
     """
 
     optimizer: Callable[..., torch.optim.Optimizer]
@@ -98,12 +119,15 @@ class Recipe:
     class_weight: float = 1.0
     class_label_smoothing: float = 0.0
     num_epochs: int = 1000
+    epoch: Literal["iterations", "pass"] = "iterations"
     early_stopping: int | None = None
     augmentation: Augmentation | None = None
     averaging: float | None = None
+    mixed_precision: bool = True
     cpu_precision: str = "float32"
     balances_classes: bool = True
     small_first: tuple[float, float] = (0.0, 1.0)
+    plans: PaperPlans | None = None
 
     @property
     def deep_supervision(self) -> bool:
@@ -134,6 +158,14 @@ MULTI_TASK = Recipe(
 Not nnU-Net's SGD: the class loss has other gradients than Dice, and on a small set SGD with momentum 0.99 takes
 thousands of iterations to find a small tumour.
 """
+
+NNUNET = Recipe(
+    optimizer=torch.optim.SGD,
+    body=ParameterGroup(lr=1e-2, weight_decay=3e-5),
+    optimizer_arguments={"momentum": 0.99, "nesterov": True},
+    balances_classes=False,
+)
+"""nnU-Net's own, as ``nnUNetTrainer`` has it."""
 
 SHORT = Recipe(
     optimizer=torch.optim.AdamW,
@@ -175,22 +207,24 @@ MASKED_IMAGES = replace(
 )
 """Filling in masked blocks: mild augmentation, as the masks change the image enough."""
 
+_PAPER: dict[str, Any] = {"optimizer": torch.optim.Adam, "optimizer_arguments": _FUSED, "epoch": "pass"}
+_PAPER["balances_classes"] = False  # none of them speaks of it
+
 BRAINTUMNET = Recipe(
-    optimizer=torch.optim.Adam,
+    **_PAPER,
     body=ParameterGroup(lr=1e-4),
-    optimizer_arguments=_FUSED,
     decay=CosineDecay(),
     segmentation_loss=SegmentationLoss(dice_cross_entropy_loss),
     class_weight=0.7,
     num_epochs=250,
     augmentation=Augmentation(rotation_degrees=30, flips=True),
+    plans=PaperPlans("BrainTumPlannerBrainTumNet", "BrainTumNetPlans", batch_size=16),
 )
 """Paper 000, section 2.1.4. It mentions no deep supervision: there is none."""
 
 JOINT_UNET = Recipe(
-    optimizer=torch.optim.Adam,
+    **_PAPER,
     body=ParameterGroup(lr=1e-4),
-    optimizer_arguments=_FUSED,
     decay=PlateauDecay(drop=0.5, patience=7),
     segmentation_loss=SegmentationLoss(bce_dice_loss, lowest=NNUNET_LOWEST_LOSS),
     num_epochs=100,
@@ -203,6 +237,7 @@ JOINT_UNET = Recipe(
         brightness=(0.8, 1.2),
         contrast=(0.8, 1.2),
     ),
+    plans=PaperPlans("BrainTumPlannerJointUNet", "BrainTumJointUNetPlans", batch_size=16),
 )
 """Paper 001, sections II-B and II-F.
 
@@ -211,13 +246,17 @@ contrast; none of the optional weight decay. The optional clip at norm 5 is nnU-
 """
 
 RESSE_LKA = Recipe(
-    optimizer=torch.optim.AdamW,
+    **_PAPER
+    | {
+        "optimizer": torch.optim.AdamW,
+        "optimizer_arguments": {"betas": (0.9, 0.999), "eps": 1e-5, **_FUSED},
+    },
     body=ParameterGroup(lr=1e-4, weight_decay=0.01, warmup=0.1),
-    optimizer_arguments={"betas": (0.9, 0.999), "eps": 1e-5, **_FUSED},
     decay=ExponentialDecay(final=0.01),
     segmentation_loss=SegmentationLoss(weighted_cross_entropy_tversky_loss, deep_supervision=(1.0, 0.4, 0.3, 0.2)),
     class_weight=0.7,
     num_epochs=50,
+    mixed_precision=False,
     augmentation=Augmentation(
         rotation_degrees=15,
         scaling=(0.85, 1.15),
@@ -226,6 +265,7 @@ RESSE_LKA = Recipe(
         brightness_sigma=0.3,
         gamma=(0.7, 1.5),
     ),
+    plans=PaperPlans("BrainTumPlannerResSELKA", "BrainTumResSELKAPlans", batch_size=8, image_edge=128),
 )
 """Paper 002, tables 1 and 2: warm-up over 5 of 50 epochs, patches of 128 from 160 (a quarter more).
 
@@ -234,19 +274,53 @@ beyond the image, nnU-Net's loader fills it with zeros. It has no classes: the c
 """
 
 RESIDUAL_UNET = Recipe(
-    optimizer=torch.optim.Adam,
+    **_PAPER,
     body=ParameterGroup(lr=1e-3),
-    optimizer_arguments=_FUSED,
     decay=PolynomialDecay(exponent=0),
     segmentation_loss=SegmentationLoss(bce_loss),
     num_epochs=30,
     early_stopping=15,
     augmentation=Augmentation(),
+    plans=PaperPlans("BrainTumPlannerResidualUNet", "BrainTumResidualUNetPlans", batch_size=32),
 )
-"""RUNet of paper 003, section 2.7.
+"""RUNet of paper 003, section 2.6.
 
-Settled: Adam's rate is Keras' default, as the paper gives none; the patience of the early stopping is paper 001's.
+Settled: Adam's rate and the batch are Keras' defaults, as the paper gives none; the patience of the early stopping is
+paper 001's.
 """
+
+FT_CNN = replace(
+    RESIDUAL_UNET,
+    num_epochs=100,
+    early_stopping=None,
+    plans=PaperPlans("BrainTumPlannerFTCNN", "BrainTumFTCNNPlans", batch_size=64),
+)
+"""FT-CNN of paper 003, section 2.4: Adam, 100 epochs, batches of 64. Settled: as for RUNet."""
+
+BR35H_UNET = replace(
+    RESIDUAL_UNET,
+    body=ParameterGroup(lr=1e-4),
+    num_epochs=100,
+    early_stopping=None,
+    plans=PaperPlans("BrainTumPlannerBr35H", "BrainTumBr35HPlans", batch_size=50),
+)
+"""Paper 004, section III-C: Adam at a constant 1e-4, binary cross-entropy, no augmentation.
+
+Settled: binary cross-entropy alone, as "a combination of binary cross-entropy loss functions" names no other.
+"""
+
+RECIPES = {
+    "MultiTask": MULTI_TASK,
+    "nnUNet": NNUNET,
+    "Short": SHORT,
+    "BrainTumNet": BRAINTUMNET,
+    "JointUNet": JOINT_UNET,
+    "ResSELKA": RESSE_LKA,
+    "ResidualUNet": RESIDUAL_UNET,
+    "FTCNN": FT_CNN,
+    "Br35H": BR35H_UNET,
+}
+"""By the names that a trainer's name ends with, see :mod:`braintum.trainers.systems`."""
 
 
 def classifier_recipe(recipe: Recipe) -> Recipe:
@@ -257,13 +331,3 @@ def classifier_recipe(recipe: Recipe) -> Recipe:
         segmentation_weight=0.0,
         class_weight=1.0,
     )
-
-
-UNET_CLASSIFIER = classifier_recipe(JOINT_UNET)
-"""Standalone classifier of paper 001."""
-
-FT_CNN = replace(classifier_recipe(RESIDUAL_UNET), num_epochs=100, early_stopping=None)
-"""FT-CNN of paper 003, section 2.4: Adam, 100 epochs. Settled: as for RUNet."""
-
-FINE_TUNED_CLASSIFIER = classifier_recipe(BRAINTUMNET)
-"""ResNet, DenseNet and GoogLeNet, which paper 000 compares with; settled: trained as BrainTumNet."""

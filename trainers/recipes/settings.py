@@ -9,14 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
-TASK_BALANCING = ("fixed", "uncertainty", "pcgrad")
+TASK_BALANCING = ("fixed", "uncertainty", "pcgrad", "gradnorm")
 """How the two tasks may be balanced; the first is the default."""
+
+SPLIT_BY = ("patient", "image")
+"""What a split may keep together; the first is the default."""
 
 AUGMENTATION = ("default", "gpu", "cpu")
 """Where patches may be augmented; the first is the default."""
 
 PRECISION = ("", "float32", "bfloat16", "auto")
-"""What training steps may be computed with on a CPU; the first leaves it to the recipe."""
+"""What training steps may be computed with; the first leaves it to the recipe."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,20 @@ class TrainingSettings:
         deterministic: ``braintum_deterministic``: at 1, with a seed, training is reproducible on CUDA too; slower.
             torch warns of operations that it cannot make so.
         task_balancing: ``braintum_task_balancing``: how segmentation and classification are balanced: by the recipe's
-            ``fixed`` weights, by learned ``uncertainty``, or by gradient surgery (``pcgrad``), see
+            ``fixed`` weights, by learned ``uncertainty``, by gradient surgery (``pcgrad``), or by weights learned from
+            the norms of the gradients (``gradnorm``), see
             :mod:`braintum.trainers.losses.task_balancing`.
         augmentation: ``braintum_augmentation``: where patches are augmented: on the training device (``gpu``) or in
             nnU-Net's workers (``cpu``); by ``default`` on a CUDA device, for others in workers.
         precision: ``braintum_precision``: of training steps on a CPU: ``float32``, ``bfloat16``, or the faster one of
-            them (``auto``); not set: the trainer's own.
+            them (``auto``); on CUDA ``float32`` switches nnU-Net's half precision off, and the others leave it on; not
+            set: the trainer's own.
         permuted_labels: ``braintum_permuted_labels``: seed of a control: classes are permuted among the training
             patients, and results go to ``nnUNet_results/permuted_labels_SEED``, see
             :mod:`braintum.evaluation.results.label_permutation`.
+        split_by: ``braintum_split_by``: with ``image`` a control: five folds of single images with equal shares of the
+            classes, as papers have them, whatever patient they are of; its validation is too good, and results go to
+            ``nnUNet_results/split_by_image``. By default (``patient``) the folds are those of the data set.
         allow_leaks: ``braintum_allow_leaks``: at 1, a split with a patient on both sides is trained all the same; its
             validation is too good.
     """
@@ -52,6 +60,7 @@ class TrainingSettings:
     augmentation: str = "default"
     precision: str = ""
     permuted_labels: int | None = None
+    split_by: str = "patient"
     allow_leaks: bool = False
 
     @staticmethod
@@ -71,6 +80,7 @@ class TrainingSettings:
             augmentation=_choice("braintum_augmentation", AUGMENTATION),
             precision=_choice("braintum_precision", PRECISION),
             permuted_labels=_whole_number("braintum_permuted_labels", minimum=0),
+            split_by=_choice("braintum_split_by", SPLIT_BY),
             allow_leaks=_choice("braintum_allow_leaks", ("0", "1")) == "1",
         )
         if settings.deterministic and settings.seed is None:

@@ -174,6 +174,25 @@ def test_official_split_is_marked_where_it_leaks(source, raw, caplog):
     assert "validation part leaks: 1 patient(s) or group(s)" in caplog.text
 
 
+def test_outlined_only_is_a_data_set_of_masks_without_unknown_ones(source, raw):
+    convert(request(source, raw), official_split=True, outlined_only=True)
+    content = json.loads((raw / NAME / "dataset.json").read_text(encoding="utf-8"))
+    assert content["labels"] == {"background": 0, "tumour": 1}
+    cases = read_cases(raw / NAME / "cases.csv", ["tumor", "no_tumor"])
+    assert {case.source.split("/")[1] for case in cases.values()} == {"TRAIN", "VAL", "TEST"}
+    assert {case.tumour_class for case in cases.values()} == {"tumor"}
+    (split,) = json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8"))
+    assert {cases[case].source.split("/")[1] for case in split["val"]} == {"VAL"}
+    assert {cases[case].source.split("/")[1] for case in split["train"]} == {"TRAIN"}
+    assert all(label(raw, case).any() for case in split["train"])
+
+
+def test_outlined_only_needs_outlines(tmp_path, raw):
+    save(tmp_path / "source" / "yes" / "y1.jpg", slice_image(1))
+    with pytest.raises(FileNotFoundError, match="no outlined images in TRAIN, VAL or TEST.*Br35H-Mask-RCNN"):
+        convert(request(tmp_path / "source", raw), outlined_only=True)
+
+
 def test_pool(source, raw):
     convert(request(source, raw), pool=True)
     cases = read_cases(raw / NAME / "cases.csv")

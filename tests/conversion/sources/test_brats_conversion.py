@@ -65,6 +65,26 @@ def read(raw, path):
     return sitk.ReadImage(str(raw / NAME / path))
 
 
+@pytest.mark.parametrize("slices", [None, "tumour"])
+def test_t1ce_with_the_whole_tumour(source, raw, slices):
+    convert(request(source, raw), slices=slices, t1ce_only=True)
+    content = dataset_json(raw)
+    assert content["channel_names"] == {"0": "T1ce"}
+    assert content["labels"] == {"background": 0, "tumour": 1} and "source_labels" not in content
+    if slices is None:
+        assert len(list((raw / NAME / "imagesTr").iterdir())) == 3
+        found = sitk.GetArrayFromImage(read(raw, f"labelsTr/{OLD[0]}.nii.gz"))
+        np.testing.assert_array_equal(found, mask_array() > 0)
+        original = sitk.GetArrayFromImage(sitk.ReadImage(str(source / OLD[0] / f"{OLD[0]}_t1ce.nii.gz")))
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(read(raw, f"imagesTr/{OLD[0]}_0000.nii.gz")), original)
+
+
+def test_t1ce_has_no_regions(source, raw):
+    with pytest.raises(ValueError, match="--t1ce-only has one label, --regions has three"):
+        convert(request(source, raw), regions=True, t1ce_only=True)
+    assert not (raw / NAME).exists()
+
+
 def test_channels_labels_and_geometry(source, raw):
     result = convert(request(source, raw))
     assert (result.n_cases, result.configuration) == (3, "3d_fullres")

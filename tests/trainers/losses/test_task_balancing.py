@@ -10,6 +10,7 @@ from torch import nn
 
 from braintum.trainers.losses.task_balancing import (
     FixedWeights,
+    GradNorm,
     PCGrad,
     UncertaintyWeighting,
     build_balancing,
@@ -22,7 +23,7 @@ from braintum.trainers.recipes.settings import TrainingSettings
 def test_unknown_balancing_in_the_environment(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     assert TrainingSettings.from_environment().task_balancing == "fixed"
     monkeypatch.setenv("braintum_task_balancing", value)
-    with pytest.raises(ValueError, match=f"braintum_task_balancing takes one of fixed, uncertainty, pcgrad.*{value}"):
+    with pytest.raises(ValueError, match=f"takes one of fixed, uncertainty, pcgrad, gradnorm.*{value}"):
         TrainingSettings.from_environment()
 
 
@@ -69,6 +70,45 @@ def test_batch_without_classes_leaves_their_uncertainty_alone() -> None:
     backward(balancing, (torch.tensor(1.0), torch.tensor(0.0)), has_classes=False)
     gradient = balancing.log_variances.grad
     assert gradient is not None and gradient[0] != 0 and gradient[1] == 0
+
+
+def test_gradnorm_by_hand() -> None:
+    balancing = GradNorm(lowest_segmentation_loss=-1.0, asymmetry=1.0)
+    shared, own = nn.Parameter(torch.tensor([2.0])), nn.Parameter(torch.tensor([1.0]))
+
+    def step(has_classes: bool = True) -> None:
+        losses = (0.4 * shared + 0.1 * own).sum() - 1.0, (0.3 * shared).sum()  # -0.1 and 0.6, 0.9 above the lowest
+        backward(balancing, losses, [shared, own], weights=(1.0, 2.0), has_classes=has_classes)
+
+    step()
+    assert balancing.first_losses.tolist() == pytest.approx([0.9, 0.6])
+    assert shared.grad.item() == pytest.approx(0.4 + 2 * 0.3)  # type: ignore[union-attr]
+    assert own.grad.item() == pytest.approx(0.1)  # type: ignore[union-attr]
+    # norms 0.4 and 0.6 with weights of one, both wanted at their mean of 0.5: the first weight has to rise
+    assert balancing.task_weights.grad.tolist() == pytest.approx([-0.4, 0.6])  # type: ignore[union-attr]
+    with torch.no_grad():
+        balancing.task_weights.copy_(torch.tensor([3.0, 1.0]))
+        shared.copy_(torch.tensor([1.0]))
+    step()  # now at 0.5 / 0.9 and 0.3 / 0.6 of the first losses; weights become 1.5 and 0.5
+    assert balancing.first_losses.tolist() == pytest.approx([0.9, 0.6])
+    assert balancing.task_weights.tolist() == pytest.approx([1.5, 0.5])
+    assert shared.grad.item() == pytest.approx(1.5 * 0.4 + 0.5 * 0.6)  # type: ignore[union-attr]
+    # sizes 0.6 and 0.3 around a mean of 0.45, times 0.5556 and 0.5 over their mean of 0.5278: 0.4737 and 0.4263
+    assert balancing.task_weights.grad.tolist() == pytest.approx([0.4, -0.6])  # type: ignore[union-attr]
+    step(has_classes=False)
+    assert not balancing.task_weights.grad.any()  # type: ignore[union-attr]
+
+
+def test_gradnorm_brings_gradients_to_the_same_size() -> None:
+    balancing = GradNorm(lowest_segmentation_loss=0.0, asymmetry=0.0)
+    optimizer = torch.optim.Adam(balancing.parameters(), lr=0.025)
+    parameter = nn.Parameter(torch.tensor([1.0]))
+    for _ in range(200):
+        backward(balancing, ((4 * parameter).sum(), parameter.sum()), [parameter], weights=(1.0, 1.0))
+        optimizer.step()
+    first, second = balancing.task_weights.tolist()
+    assert 4 * first == pytest.approx(second, rel=0.15)
+    assert first + second == pytest.approx(2, abs=0.1)
 
 
 def pcgrad_reference(gradients: list[torch.Tensor]) -> torch.Tensor:
@@ -130,7 +170,7 @@ def test_gradient_surgery_with_a_gradient_scaler() -> None:
     assert not scaled.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["uncertainty", "pcgrad"])
+@pytest.mark.parametrize("name", ["uncertainty", "pcgrad", "gradnorm"])
 def test_no_balancing_over_several_processes(name: str) -> None:
     assert type(build_balancing("fixed", 0.0, is_ddp=True)) is FixedWeights
     with pytest.raises(NotImplementedError, match=f"{name} trains on one GPU.*fixed weights"):

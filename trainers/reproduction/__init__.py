@@ -1,0 +1,1 @@
+"""The papers' tables: which systems they compare, the figures that they publish, and ours beside them."""
