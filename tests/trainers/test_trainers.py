@@ -351,7 +351,7 @@ def test_stopped_training_is_validated_and_its_models_predict(
         predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,), "checkpoint_final.pth")
         joint = JointPredictor(device=torch.device("cpu"), allow_tqdm=False)
         if name == "nnUNetTrainerUNet":
-            with pytest.raises(ValueError, match="nnUNetTrainerUNet, which predicts no class; use nnUNetv2_predict"):
+            with pytest.raises(ValueError, match="nnUNetTrainerUNet, which predicts no class; name one"):
                 joint.initialize_from_trained_model_folder(trainer.output_folder_base, (0,))
         else:
             joint.initialize_from_trained_model_folder(trainer.output_folder_base, (0,))
