@@ -1,6 +1,7 @@
 """The trainers that nnU-Net finds by name."""
 
 from braintum.trainers.attended_multi_task import nnUNetTrainerMultiTaskLKA, nnUNetTrainerMultiTaskMaskedAttention
+from braintum.trainers.baselines import baseline_trainers
 from braintum.trainers.braintumnet import (
     nnUNetTrainerBrainTumNet,
     nnUNetTrainerBrainTumNetNoInception,
@@ -27,6 +28,9 @@ from braintum.trainers.unets import (
     nnUNetTrainerUNet,
 )
 
+_BASELINES = baseline_trainers()
+globals().update(_BASELINES)
+
 __all__ = [
     "nnUNetTrainerAttentionUNet",
     "nnUNetTrainerBrainTumNet",
@@ -51,6 +55,7 @@ __all__ = [
     "nnUNetTrainerResSELKAMultiTask",
     "nnUNetTrainerResidualUNet",
     "nnUNetTrainerUNet",
+    *_BASELINES,
 ]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
+from examples import OWN_TRAINERS
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.stats import rankdata
@@ -33,11 +34,10 @@ from braintum.inference.explanation.explanation_files import centre_of_interest,
 from braintum.inference.explanation.subjects import ClassLogits, ClassSubject
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.preprocessing import ModelDescription, preprocess_case
-from braintum.trainers import registered
 
 CLASSIFYING = [
     name
-    for name in registered.__all__
+    for name in OWN_TRAINERS
     if name not in ("nnUNetTrainerUNet", "nnUNetTrainerAttentionUNet", "nnUNetTrainerResidualUNet")
     and name not in ("nnUNetTrainerResSELKA", "nnUNetTrainerMaskedImages")
 ]

@@ -59,7 +59,7 @@ def test_masks_of_a_stock_model_are_nnunets(
     expected, found = masks(stock), masks(target)
     assert expected.keys() == found.keys() == {"case_0.nii.gz", "case_1.nii.gz"}
     for case, mask in expected.items():
-        assert 0 < np.count_nonzero(mask) < mask.size and (found[case] != mask).mean() < 1e-3
+        assert 0 < np.count_nonzero(mask) < mask.size and (found[case] != mask).mean() < 5e-3
     written = {file.name for file in target.iterdir()}
     assert written >= {"case_0.npz", "case_0.pkl", "dataset.json", "plans.json", "provenance.json", "left_out.json"}
     assert not written & {"classes", "classes.csv"}

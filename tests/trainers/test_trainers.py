@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from examples import ALL_TRAINERS, SOME_TRAINERS
+from examples import ALL_TRAINERS, OWN_TRAINERS, SOME_TRAINERS
 from nnunet_runs import make_trainer, plan_and_preprocess, write_dataset
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
@@ -33,9 +33,9 @@ SEGMENTATION_ONLY = {
 TORCHVISION = {f"nnUNetTrainerClassifier{name}" for name in ("FTCNN", "ResNet50", "DenseNet121", "GoogLeNet")}
 CLASSIFIERS = TORCHVISION | {"nnUNetTrainerClassifierUNet"}
 TWO_STAGE = "nnUNetTrainerBrainTumNetTwoStage"
-EVERYWHERE = [(name, "2d") for name in registered.__all__] + [
+EVERYWHERE = [(name, "2d") for name in OWN_TRAINERS] + [
     pytest.param(name, "3d_fullres", marks=() if name in SOME_TRAINERS else pytest.mark.thorough)
-    for name in registered.__all__
+    for name in OWN_TRAINERS
     if 3 in getattr(registered, name).dimensions
 ]
 
