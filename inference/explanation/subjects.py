@@ -126,12 +126,14 @@ class MaskSubject(Subject):
         return MaskScore(network, self.channels, self.sigmoid_segmentation, self.mask.to(window.device)), window
 
     def features(self, network: Any, window: torch.Tensor) -> list[torch.Tensor]:
-        """The feature maps that the encoder gives."""
+        """The feature maps that the encoder gives; none of a network that has no encoder."""
         given: list[Any] = []
-        handle = network.encoder.register_forward_hook(lambda module, inputs, output: given.append(output))
+        if not isinstance(encoder := getattr(network, "encoder", None), nn.Module):
+            return []
+        handle = encoder.register_forward_hook(lambda module, inputs, output: given.append(output))
         try:
             network(window)
         finally:
             handle.remove()
-        maps = [given[0]] if isinstance(given[0], torch.Tensor) else list(given[0])
+        maps = given[:1] if isinstance(given[0], torch.Tensor) else list(given[0])
         return [features for features in maps if features.ndim == window.ndim]
