@@ -187,7 +187,8 @@ def bars_with_intervals(name: str, series: Mapping[str, Mapping[str, Mapping[str
             for group, values in enumerate(shown.values()):
                 if model not in values:
                     continue
-                value, low, high = (values[model].get(key) for key in ("value", "low", "high"))
+                value = float(values[model]["value"])
+                low, high = (values[model].get(key) for key in ("low", "high"))
                 x = group + (position - (len(series) - 1) / 2) * width
                 label = model if group == next(i for i, v in enumerate(shown.values()) if model in v) else None
                 axes.bar(x, value, 0.9 * width, color=_SERIES[position % len(_SERIES)], alpha=0.85, label=label)

@@ -35,6 +35,16 @@ class BaselineContract(NetworkContract):
         """Of the network under test."""
         return TINY[self.network_class.__name__]
 
+    @pytest.mark.thorough
+    def test_graphs_compile_without_breaks(self) -> None:
+        """Seconds each, and code of others for the most part."""
+        super().test_graphs_compile_without_breaks()
+
+    @pytest.mark.thorough
+    def test_can_be_exported(self, representative_plan: Any) -> None:
+        """Likewise."""
+        super().test_can_be_exported(representative_plan)
+
 
 class TestTransUNet(BaselineContract):
     network_class = TransUNet
