@@ -120,7 +120,8 @@ class BaselineNetwork(nn.Module):
         size = x.shape[2:]
         features = self.encoder(self._padded(x))
         logits = self._resized(self.decoder(features), [self._edge(edge) for edge in size])
-        segmentation: Any = logits[(..., *(slice(edge) for edge in size))]
+        crop = (slice(None), slice(None), *(slice(edge) for edge in size))
+        segmentation: Any = logits[crop]
         if self.decoder.deep_supervision:
             lower = [
                 average_to(segmentation, [edge // step for edge, step in zip(size, reduction, strict=True)])

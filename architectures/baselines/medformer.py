@@ -21,6 +21,8 @@ from braintum.architectures.baselines.baseline import BaselineNetwork, spatial_d
 
 _BATCH_NORM: dict[Any, Any] = {nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
 _INTERPOLATION = {2: "bilinear", 3: "trilinear"}
+_Blocks = tuple[int, int, int]
+"""Of a level: its residual blocks, its attention blocks, and the heads of these."""
 
 
 def _normalised(conv_op: Any, before: int, after: int, kernel: int, groups: int = 1, activated: bool = True) -> Any:
@@ -150,13 +152,12 @@ class _Stage(nn.Module):
         self,
         conv_op: Any,
         features: int,
-        convolutions: int,
-        attentions: int,
-        num_heads: int,
+        blocks: _Blocks,
         expansion: int,
         last: bool = False,
     ) -> None:
         super().__init__()
+        convolutions, attentions, num_heads = blocks
         self.convolutions = nn.Sequential(*(_Residual(conv_op, features) for _ in range(convolutions)))
         self.attentions = nn.ModuleList(
             _AttentionBlock(conv_op, features, num_heads, expansion, not (last and index == attentions - 1))
@@ -175,9 +176,7 @@ class _Encoder(nn.Module):
         conv_op: Any,
         input_channels: int,
         features: Sequence[int],
-        convolutions: Sequence[int],
-        attentions: Sequence[int],
-        num_heads: Sequence[int],
+        blocks: Sequence[_Blocks],
         expansion: int,
         num_codes: int,
     ) -> None:
@@ -190,13 +189,13 @@ class _Encoder(nn.Module):
             nn.Sequential(_BATCH_NORM[conv_op](merged * before), _separable(conv_op, merged * before, after))
             for before, after in zip(features[:-1], features[1:], strict=True)
         )
-        self.stages = nn.ModuleList(
-            _Stage(conv_op, *sizes, expansion)
-            for sizes in zip(features[1:], convolutions, attentions, num_heads, strict=True)
+        self.stages: Any = nn.ModuleList(
+            _Stage(conv_op, channels, of_level, expansion)
+            for channels, of_level in zip(features[1:], blocks, strict=True)
         )
         self.maps = nn.ModuleList(
-            _MapGeneration(conv_op, channels, num_codes) if number else nn.Identity()
-            for channels, number in zip(features[1:], attentions, strict=True)
+            _MapGeneration(conv_op, channels, num_codes) if attentions else nn.Identity()
+            for channels, (_, attentions, _) in zip(features[1:], blocks, strict=True)
         )
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -222,9 +221,7 @@ class _Decoder(nn.Module):
         self,
         conv_op: Any,
         features: Sequence[int],
-        convolutions: Sequence[int],
-        attentions: Sequence[int],
-        num_heads: Sequence[int],
+        blocks: Sequence[_Blocks],
         expansion: int,
         fusion: tuple[int, int, int],
         num_maps: int,
@@ -237,14 +234,14 @@ class _Decoder(nn.Module):
             nn.Sequential(_BATCH_NORM[conv_op](low + high), conv_op(low + high, high, 1, bias=False))
             for low, high in pairs
         )
-        attending = [index for index, number in enumerate(attentions) if number]
+        attending = [index for index, (_, attentions, _) in enumerate(blocks) if attentions]
         self.reduce_map = nn.ModuleList(
             nn.Conv1d(low + high, high, 1, bias=False) if index in attending else nn.Identity()
             for index, (low, high) in enumerate(pairs)
         )
-        self.stages = nn.ModuleList(
-            _Stage(conv_op, high, *sizes, expansion, last=index == attending[-1])
-            for index, ((_, high), *sizes) in enumerate(zip(pairs, convolutions, attentions, num_heads, strict=True))
+        self.stages: Any = nn.ModuleList(
+            _Stage(conv_op, high, of_level, expansion, last=index == attending[-1])
+            for index, ((_, high), of_level) in enumerate(zip(pairs, blocks, strict=True))
         )
 
     def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -296,12 +293,11 @@ class MedFormer(BaselineNetwork):
         **plan: Any,
     ) -> None:
         depth = len(features) - 1
-        sizes = (convolutions, attentions, num_heads)
-        down, up = [values[:depth] for values in sizes], [values[depth:] for values in sizes]
+        blocks = list(zip(convolutions, attentions, num_heads, strict=True))
         num_maps = sum(number > 0 for number in attentions[:depth])
         super().__init__(
-            _Encoder(conv_op, input_channels, features, *down, expansion, num_codes),
-            _Decoder(conv_op, features, *up, expansion, fusion, num_maps),
+            _Encoder(conv_op, input_channels, features, blocks[:depth], expansion, num_codes),
+            _Decoder(conv_op, features, blocks[depth:], expansion, fusion, num_maps),
             conv_op(features[0], num_classes, 1),
             features,
             divisor=2**depth,

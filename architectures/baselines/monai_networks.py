@@ -29,7 +29,8 @@ class _SwinUNETREncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.image = _convolved(dimensions, input_channels, features)
-        self.embed = PatchEmbed(_PATCH, input_channels, features, None, dimensions)
+        norm: Any = None  # MONAI's annotation forgets it
+        self.embed = PatchEmbed(_PATCH, input_channels, features, norm, dimensions)
         self.stages = nn.ModuleList(
             swin_stage(features * 2**index, heads, (_WINDOW,) * dimensions, [0.0] * depth, True)
             for index, (depth, heads) in enumerate(zip(depths, num_heads, strict=True))

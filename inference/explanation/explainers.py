@@ -241,14 +241,15 @@ class MaskExplainer(Explainer):
         rows = []
         for name in self.structures:
             mask = np.isin(on_network_grid, values[name])
-            masks = [np.isin(labels, values[name]), None if true_labels is None else np.isin(true_labels, values[name])]
-            row = self._row(predicted, structure=name, predicted_mask_area=float(masks[0].mean()))
+            shown = np.isin(labels, values[name])
+            masks = [shown, None if true_labels is None else np.isin(true_labels, values[name])]
+            row = self._row(predicted, structure=name, predicted_mask_area=float(shown.mean()))
             row["max_entropy"] = float(entropy.max())
             rows.append(row)
             if not mask.any():
                 continue
-            if masks[0].any():
-                row["mean_entropy"] = float(entropy[masks[0]].mean())
+            if shown.any():
+                row["mean_entropy"] = float(entropy[shown].mean())
             subject = MaskSubject(0, tuple(channels[name]), label_manager.has_regions, torch.from_numpy(mask))
             maps = explain_preprocessed(self.predictor, predicted.data, subject, self.attribute, self.controls)
             attribution = self._map(predicted, maps)

@@ -50,6 +50,7 @@ class MaskScore(nn.Module):
 
     def __init__(self, network: Any, channels: Sequence[int], sigmoid_segmentation: bool, mask: torch.Tensor) -> None:
         super().__init__()
+        self.mask: torch.Tensor
         self.network = network
         self.channels, self.sigmoid_segmentation = list(channels), sigmoid_segmentation
         self.register_buffer("mask", mask)

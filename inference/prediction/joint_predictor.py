@@ -69,7 +69,7 @@ class JointPredictor(SegmentationPredictor):
             ValueError: see :meth:`check_classes`.
         """
         joint = cls()  # with nothing to print for nnU-Net; all attributes are the other's
-        vars(joint).update(vars(loaded))
+        joint.__dict__.update(loaded.__dict__)
         joint.check_classes()
         return joint
 
