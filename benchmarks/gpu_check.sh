@@ -45,8 +45,8 @@ iteration() {
 }
 
 prediction() {
-    python "$here/prediction/prediction_speed.py" -m "$model" -i "$work/demo/held_out/images" -device "$device"
-    python "$here/prediction/prediction_speed.py" --untrained-3d -n 1 -device "$device"
+    python "$here/prediction/against_peers.py" -m "$model" -i "$work/demo/held_out/images" -device "$device"
+    python "$here/prediction/against_peers.py" --untrained-3d -n 1 -device "$device"
 }
 
 networks() {

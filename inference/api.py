@@ -20,6 +20,7 @@ from braintum.conversion.format.calibration import Calibration
 from braintum.inference import explain_folder as explanation
 from braintum.inference import predict_folder as folders
 from braintum.inference.explanation.explainers import choose_explainer
+from braintum.inference.export.sessions import Engine
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
 from braintum.inference.predict_case import Image, Prediction, one_case, predict_case
 from braintum.inference.prediction.aggregation_modes import AggregationMode
@@ -46,7 +47,7 @@ def load_predictor(
     step_size: float = 0.5,
     mirroring: bool = True,
     classes: bool | None = None,
-    onnx: bool = False,
+    onnx: bool | Engine = False,
     trust_checkpoint: bool = False,
     verbose: bool = False,
 ) -> SegmentationPredictor:
@@ -66,7 +67,7 @@ def load_predictor(
         mirroring: average over mirrored images: slower, a little more accurate.
         classes: True to refuse models that predict none, False for the masks alone; None for classes where the model
             predicts them.
-        onnx: what ``braintum_export`` exported, by onnxruntime on the CPU.
+        onnx: run what ``braintum_export`` exported, on the CPU: by ``"onnxruntime"`` (or True) or ``"openvino"``.
         trust_checkpoint: load checkpoints that run code; know who made them.
         verbose: let nnU-Net say what it does.
 
@@ -90,6 +91,8 @@ def load_predictor(
             verbose=verbose,
             allow_tqdm=False,  # nnU-Net shows a bar a case; ours counts cases
         )
+    if isinstance(onnx, str):
+        predictor.engine = onnx
     predictor.initialize_from_trained_model_folder(os.fspath(model), folds, checkpoint, trust_checkpoint)
     return joint_class.of(predictor) if classes or (classes is None and predictor.predicts_classes) else predictor
 

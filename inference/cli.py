@@ -43,8 +43,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda, with --onnx cpu")
     parser.add_argument(
         "--onnx",
-        action="store_true",
-        help="predict with onnxruntime what braintum_export exported; on the CPU only, faster than torch in 2-D alone",
+        nargs="?",
+        const="onnxruntime",
+        choices=("onnxruntime", "openvino"),
+        help="predict what braintum_export exported, on the CPU only, with onnxruntime (the default; faster than torch "
+        "in 2-D alone) or OpenVINO",
     )
     parser.add_argument("-step_size", type=float, default=0.5, help="of the sliding window; default: %(default)s")
     parser.add_argument(
@@ -100,9 +103,10 @@ def check_onnx(args: argparse.Namespace) -> None:
         raise ValueError(f"--onnx predicts on the CPU, not on {args.device}; leave -device away, or --onnx")
     if args.exact:
         raise ValueError("--exact is nnU-Net's computation by torch, --onnx another; leave one of them away")
-    if args.precision == "bfloat16":
-        raise ValueError("exported networks compute in float32; leave -precision away, or --onnx")
-    args.precision = "float32"
+    if args.onnx == "onnxruntime":
+        if args.precision == "bfloat16":
+            raise ValueError("onnxruntime computes in float32; leave -precision away, or add --onnx openvino")
+        args.precision = "float32"
 
 
 def predict(argv: list[str] | None = None) -> int:
@@ -160,8 +164,8 @@ def predict(argv: list[str] | None = None) -> int:
         )
     own_classes = None if class_model is None else False
     model = load_predictor(folder, folds=args.f, checkpoint=args.chk, classes=own_classes, **loading)
-    if args.onnx and len(model.configuration_manager.patch_size) == 3:
-        print("warning: in 3-D, torch takes less time than onnxruntime; leave --onnx away", file=sys.stderr)
+    if args.onnx == "onnxruntime" and len(model.configuration_manager.patch_size) == 3:
+        print("warning: in 3-D, torch and OpenVINO take less time than onnxruntime: --onnx openvino", file=sys.stderr)
     if (warning := orientation_warning(model.plans_manager)) is not None:
         print(f"warning: {warning}", file=sys.stderr)
     outcome = predict_folder(

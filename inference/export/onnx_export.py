@@ -33,9 +33,9 @@ from braintum.inference.export.onnx_model import (
     SEGMENTATION,
     OnnxDescription,
     OnnxNetwork,
-    import_onnxruntime,
     onnx_name,
 )
+from braintum.inference.export.sessions import import_engine
 from braintum.inference.models.model_files import read_plans
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
 from braintum.inference.prediction.joint_predictor import JointPredictor
@@ -262,7 +262,7 @@ def _import_exporter() -> None:
     Raises:
         ValueError: one of them is not.
     """
-    import_onnxruntime()
+    import_engine("onnxruntime")
     try:
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:

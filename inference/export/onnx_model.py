@@ -1,4 +1,4 @@
-"""Exported networks: ONNX files that onnxruntime runs on the CPU where otherwise torch would run a checkpoint.
+"""Exported networks: ONNX files that other engines run on the CPU where otherwise torch would run a checkpoint.
 
 ``fold_X/checkpoint_final.onnx`` lies beside ``fold_X/checkpoint_final.pth``, and a small JSON within it says what it
 was made from. See :mod:`braintum.inference.export.onnx_export` for how it is made.
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from braintum.inference.export.sessions import Engine, open_session
 
 INPUT = "image"
 SEGMENTATION = "segmentation"
@@ -84,49 +86,13 @@ def onnx_name(checkpoint: str) -> str:
     return str(Path(checkpoint).with_suffix(".onnx"))
 
 
-def import_onnxruntime() -> Any:
-    """The module.
-
-    Raises:
-        ValueError: it is not installed.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ValueError(
-            f'onnxruntime cannot be imported ({error}); install it with: pip install "braintum[onnx]"'
-        ) from error
-    return onnxruntime
-
-
-def open_session(file: Path, num_threads: int) -> Any:
-    """An onnxruntime session on the CPU.
-
-    Args:
-        file: the network.
-        num_threads: that one call uses, the caller's own among them.
-
-    Raises:
-        ValueError: the file is damaged, or onnxruntime is missing.
-    """
-    onnxruntime = import_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # warnings are of graph optimisation, which the user cannot change
-    try:
-        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors have no base class but this one
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{file} is damaged, or no ONNX file: {reason[0]}; export it again") from error
-
-
 class OnnxNetwork(nn.Module):
     """Stands in for a network of torch where nnU-Net calls it. One session serves several threads.
 
     Args:
         file: of :func:`braintum.inference.export.onnx_export.export_network`.
-        num_threads: see :func:`open_session`.
+        num_threads: see :func:`braintum.inference.export.sessions.open_session`.
+        engine: that runs it.
 
     Attributes:
         description: of the export.
@@ -138,16 +104,17 @@ class OnnxNetwork(nn.Module):
         ValueError: the file is damaged, or was not exported by braintum.
     """
 
-    def __init__(self, file: Path, num_threads: int = 1) -> None:
+    def __init__(self, file: Path, num_threads: int = 1, engine: Engine = "onnxruntime") -> None:
         super().__init__()
         self.file = file
         self.num_threads = num_threads
-        self._session = open_session(file, num_threads)
-        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        self.engine = engine
+        self._session = open_session(file, num_threads, engine)
+        text = self._session.metadata(METADATA_KEY)
         if text is None:
             raise ValueError(f"{file} was not exported by braintum; export the model with braintum_export")
         self.description = OnnxDescription.from_json(text, file)
-        shapes = {value.name: value.shape for value in (*self._session.get_inputs(), *self._session.get_outputs())}
+        shapes = self._session.shapes
         self.num_channels = int(shapes[INPUT][1])
         self.num_heads = int(shapes[SEGMENTATION][1])
         self.num_classes = int(shapes[CLASSES][1]) if CLASSES in shapes else None
@@ -159,7 +126,7 @@ class OnnxNetwork(nn.Module):
 
     def with_threads(self, num_threads: int) -> "OnnxNetwork":
         """This network, or one on the same file, whose calls use so many threads."""
-        return self if num_threads == self.num_threads else OnnxNetwork(self.file, num_threads)
+        return self if num_threads == self.num_threads else OnnxNetwork(self.file, num_threads, self.engine)
 
     def run(self, patch: torch.Tensor) -> dict[str, torch.Tensor]:
         """All outputs by name: segmentation logits (B, heads, [Z,] Y, X); class logits (B, classes), and those by
@@ -170,16 +137,15 @@ class OnnxNetwork(nn.Module):
 
         Raises:
             MemoryError: the batch does not fit into memory.
-            RuntimeError: it has another shape than the network takes, or onnxruntime fails.
+            RuntimeError: it has another shape than the network takes, or the engine fails.
         """
         try:
-            outputs = self._session.run(None, {INPUT: patch.numpy()})
+            outputs = self._session.run(patch.numpy())
         except Exception as error:  # see open_session
             if "allocate memory" in str(error).lower() or "bad_alloc" in str(error).lower():
                 raise MemoryError(str(error)) from error
             raise RuntimeError(f"{self.file}: {error}") from error
-        names = [output.name for output in self._session.get_outputs()]
-        return {name: torch.from_numpy(output) for name, output in zip(names, outputs, strict=True)}
+        return {name: torch.from_numpy(output) for name, output in outputs.items()}
 
     def forward(self, x: torch.Tensor, with_classes: bool = False) -> Any:
         """As the networks of :mod:`braintum.architectures`."""

@@ -1,4 +1,4 @@
-"""Prediction by onnxruntime: the predictors of exported models. All but the network is the same."""
+"""Prediction by onnxruntime or OpenVINO: the predictors of exported models. All but the network is the same."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +15,9 @@ from braintum.inference.export.onnx_model import (
     CLASSES_BY_REGION,
     SEGMENTATION,
     OnnxNetwork,
-    import_onnxruntime,
     onnx_name,
 )
+from braintum.inference.export.sessions import Engine, import_engine
 from braintum.inference.models.checkpoints import load_checkpoint_safely
 from braintum.inference.models.model_files import checked_configuration, read_dataset_json, read_plans
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor, available_folds
@@ -27,10 +27,15 @@ from braintum.inference.prediction.joint_predictor import JointPredictor
 
 
 class OnnxSegmentationPredictor(SegmentationPredictor):
-    """As its base, for a model that ``braintum_export`` exported; on the CPU, in float32, in bulk.
+    """As its base, for a model that ``braintum_export`` exported; on the CPU, in bulk.
 
     ``list_of_parameters`` holds the fingerprint of the weights of each fold.
+
+    Attributes:
+        engine: that runs the networks; set it before a model is loaded.
     """
+
+    engine: Engine = "onnxruntime"
 
     def initialize_from_trained_model_folder(
         self,
@@ -50,15 +55,15 @@ class OnnxSegmentationPredictor(SegmentationPredictor):
         Raises:
             FileNotFoundError: a file of the model is missing, or it was not exported.
             ValueError: a file is damaged or not safe, an export does not belong to its checkpoint, plans or
-                ``dataset.json``, or onnxruntime is missing.
+                ``dataset.json``, or the engine is missing.
         """
-        import_onnxruntime()
+        import_engine(self.engine)
         folder = Path(model_training_output_dir)
         dataset_json = read_dataset_json(folder / "dataset.json")
         plans_manager = read_plans(folder / "plans.json")
         folds = list(_available_folds(folder, checkpoint_name) if use_folds is None else use_folds)
         beside = plans_manager.plans, dataset_json
-        networks = [_open(folder, fold, checkpoint_name, trust_checkpoint, *beside) for fold in folds]
+        networks = [_open(folder, fold, checkpoint_name, trust_checkpoint, *beside, self.engine) for fold in folds]
         description = networks[0].description
         configuration = checked_configuration(plans_manager, description.configuration, folder / "plans.json")
         channels = determine_num_input_channels(plans_manager, configuration, dataset_json)
@@ -161,6 +166,7 @@ def _open(
     trust_checkpoint: bool,
     plans: Mapping[str, Any],
     dataset_json: Mapping[str, Any],
+    engine: Engine,
 ) -> OnnxNetwork:
     """The exported network of a fold.
 
@@ -173,7 +179,7 @@ def _open(
     again = _export_again(folder, fold, checkpoint_name)
     if not file.is_file():
         raise FileNotFoundError(f"no exported model at {file}; {again}")
-    network = OnnxNetwork(file)
+    network = OnnxNetwork(file, engine=engine)
     checkpoint = file.with_name(checkpoint_name)
     if checkpoint.is_file():
         content = load_checkpoint_safely(checkpoint, trust_checkpoint)

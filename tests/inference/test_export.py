@@ -18,7 +18,9 @@ from braintum.inference.export import onnx_export
 from braintum.inference.export.onnx_export import export_network
 from braintum.inference.export.onnx_model import OnnxNetwork
 from braintum.inference.export.onnx_predictor import OnnxJointPredictor, OnnxSegmentationPredictor
+from braintum.inference.export.sessions import ENGINES
 from braintum.inference.prediction.joint_predictor import JointPredictor
+from braintum.inference.prediction.precision import cpu_computes_bfloat16
 
 pytestmark = pytest.mark.slow  # all share a model
 
@@ -54,10 +56,11 @@ def model(trained: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_masks_and_classes_are_those_of_torch(trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_masks_and_classes_are_those_of_torch(trained: Path, tmp_path: Path, engine: str) -> None:
     arguments = ["-i", trained / "images", "-m", trained / "model", "-chk", CHECKPOINT, "--save_probabilities"]
     assert predict(*arguments, "-device", "cpu", "-o", tmp_path / "torch") == 0
-    assert predict(*arguments, "--onnx", "-o", tmp_path / "onnx") == 0
+    assert predict(*arguments, "--onnx", engine, "-o", tmp_path / "onnx") == 0
     cases = sorted(file.stem for file in (tmp_path / "torch" / "classes").iterdir())
     assert len(cases) == 4
     some_foreground = 0
@@ -239,6 +242,19 @@ def test_failures_of_onnxruntime_are_those_of_torch(trained: Path) -> None:
         network(torch.zeros(1, 1, 32, 32))
 
 
+def test_openvino_computes_as_torch_does_under_autocast(trained: Path) -> None:
+    file = trained / "model" / "fold_0" / "checkpoint_best.onnx"
+    image = torch.rand((2, 1, 32, 32), generator=torch.Generator().manual_seed(0))
+    network, reference = OnnxNetwork(file, engine="openvino"), OnnxNetwork(file)
+    expected = reference(image)
+    np.testing.assert_allclose(network(image), expected, atol=1e-3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = network(image)
+    assert (rounded - expected).abs().max() < 0.1
+    if cpu_computes_bfloat16():
+        assert not torch.equal(rounded, network(image))
+
+
 @pytest.mark.parametrize("missing", ["onnxruntime", "onnxscript"])
 def test_missing_packages(trained: Path, model: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
@@ -253,7 +269,7 @@ def test_missing_packages(trained: Path, model: Path, monkeypatch: pytest.Monkey
     [
         (["-device", "cuda"], "--onnx predicts on the CPU, not on cuda"),
         (["--exact"], "--exact is nnU-Net's computation by torch"),
-        (["-precision", "bfloat16"], "exported networks compute in float32"),
+        (["-precision", "bfloat16"], "onnxruntime computes in float32"),
     ],
 )
 def test_what_exported_networks_cannot_do(options: list[str], message: str) -> None:

@@ -1,38 +1,57 @@
-r"""Time of braintum_predict, in bulk and with --exact, against nnU-Net's own prediction, and whether the results agree.
+r"""Time of braintum_predict against nnU-Net's own prediction and others that run the same network, and how they agree.
 
-    python benchmarks/prediction/prediction_speed.py -m MODEL_FOLDER -i IMAGES [-f 0] [-slices 200] [-n 3] \
-        [-device cpu] [-o JSON]
-    python benchmarks/prediction/prediction_speed.py --untrained-3d [-n 1]
+    python benchmarks/prediction/against_peers.py -m MODEL_FOLDER -i IMAGES [-f 0] [-slices 200] [-n 3] \
+        [-modes stock bulk exact openvino monai …] [-device cpu] [-o JSON]
+    python benchmarks/prediction/against_peers.py --untrained-3d [-features 32] [-n 1]
 
-Whole commands run in turns, in an order that changes from round to round: nnUNetv2_predict_from_modelfolder (masks
-only, with nnU-Net's defaults), braintum_predict and braintum_predict --exact (masks and classes), all with mirroring.
-Printed are the median wall time of each, processor time (user and system, all processes), their ratios, the time from
-the start to the first mask for a single image, what is not network time, and how the results agree. --untrained-3d
-makes a volume of BraTS' size and a 3-D model with random weights; its masks are noise, so bfloat16 is not chosen for it
-by itself: add -precision bfloat16 to see its speed. Keep the machine free of other work; processor time suffers least.
+Whole commands run in turns, in an order that changes from round to round, all with mirroring:
+
+    stock              nnUNetv2_predict_from_modelfolder (masks only), with its defaults
+    bulk, exact        braintum_predict and braintum_predict --exact (masks and classes)
+    bfloat16           braintum_predict -precision bfloat16
+    onnxruntime, openvino, openvino-bfloat16
+                       braintum_predict --onnx, after braintum_export, whose time does not count
+    monai              nnU-Net's reading, preprocessing and export around MONAI's SlidingWindowInferer (masks only)
+
+Printed are the medians of wall time, of processor time (user and system, all processes), of the largest process's
+memory, and of the time from the start to the first mask of a single image, each against stock; the network alone, as
+nnU-Net runs it; and how masks and classes agree. --untrained-3d makes a volume of BraTS' size and a 3-D model with
+random weights: its masks are noise, on which low precisions agree badly. Keep the machine free of other work;
+processor time suffers least.
 """
 
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tabulate import tabulate
 
 from braintum.inference.prediction.devices import HUGE_PAGES
+from braintum.inference.prediction.window_batches import mirror_axes
 
-MODES = ("stock", "bulk", "exact")
+OURS = {
+    "bulk": [],
+    "exact": ["--exact"],
+    "bfloat16": ["-precision", "bfloat16"],
+    "onnxruntime": ["--onnx"],
+    "openvino": ["--onnx", "openvino"],
+    "openvino-bfloat16": ["--onnx", "openvino", "-precision", "bfloat16"],
+}
+MODES = ("stock", *OURS, "monai")
+DEFAULT_MODES = ("stock", "bulk", "exact")
 _BRATS_SHAPE = (155, 240, 240)
 _NETWORK_TIME = "--network-time"  # this script, called by itself in a process of its own
+_MONAI = "--monai"  # likewise
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,10 +63,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-slices", type=int, help="take that many of the images, evenly spread; default: all")
     parser.add_argument("-n", type=int, default=3, help="rounds; default: %(default)s")
     parser.add_argument("-device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("-precision", default="auto", choices=("auto", "float32", "bfloat16"), help="of the bulk mode")
+    parser.add_argument("-modes", nargs="+", default=DEFAULT_MODES, choices=MODES, help="default: %(default)s")
     parser.add_argument("-o", type=Path, metavar="JSON", help="also write the figures there")
     add_untrained_model(parser)
-    parser.add_argument(_NETWORK_TIME, action="store_true", help=argparse.SUPPRESS)
+    for option in (_NETWORK_TIME, _MONAI):
+        parser.add_argument(option, action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -57,9 +77,16 @@ def main() -> None:
     if args.network_time:
         print(json.dumps(network_time(args)))
         return
+    if args.monai:
+        predict_with_monai(args)
+        return
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder)
         complete_input(parser, args, temporary)
+        modes = list(dict.fromkeys(["stock", *args.modes]))
+        if any("--onnx" in OURS.get(mode, ()) for mode in modes):
+            command = [*_python("braintum.inference.export_cli", "main"), "-m", str(args.m), "-f", *args.f]
+            subprocess.run([*command, "-chk", args.chk, "-o", str(temporary / "exported")], check=True)
         ending = json.loads((args.m / "dataset.json").read_text())["file_ending"]
         images, single = temporary / "images", temporary / "single"
         cases = choose(args.i, ending, images, args.slices)
@@ -69,12 +96,13 @@ def main() -> None:
             if name == "single" and len(cases) == 1:
                 figures[name] = figures["all"]
                 continue
-            runs: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
+            runs: dict[str, list[dict[str, float]]] = {mode: [] for mode in modes}
             for turn in range(args.n):
-                for mode in MODES[turn % 3 :] + MODES[: turn % 3]:
+                start = turn % len(modes)
+                for mode in modes[start:] + modes[:start]:
                     target = temporary / f"{name} {mode}"
                     runs[mode].append(timed_command(command_of(mode, args, source, target), target, ending))
-                    print(f"{name:6} {mode:5}", *(f"{k} {v:.1f} s" for k, v in runs[mode][-1].items()), flush=True)
+                    print(f"{name:6} {mode:17}", *(f"{k} {v:.1f}" for k, v in runs[mode][-1].items()), flush=True)
             figures[name] = {
                 mode: {key: statistics.median(run[key] for run in found) for key in found[0]}
                 for mode, found in runs.items()
@@ -82,11 +110,13 @@ def main() -> None:
         figures["network"] = {"stock": network_time_of(args, images)}
         on_cpu = {HUGE_PAGES: "1"} if args.device == "cpu" else {}  # as braintum_predict runs
         figures["network"]["exact"] = network_time_of(args, images, on_cpu)
-        figures["agreement"] = {
-            f"{mode} and {other}": agreement(temporary / f"all {mode}", temporary / f"all {other}", ending)
-            for mode, other in (("exact", "stock"), ("bulk", "exact"), ("bulk", "stock"))
+        folders = {mode: temporary / f"all {mode}" for mode in modes}
+        figures["agreement"] = {mode: agreement(folders[mode], folders["stock"], ending) for mode in modes[1:]}
+        of_classes = [mode for mode in modes if mode in OURS]
+        figures["classes"] = {
+            f"{mode} and {of_classes[0]}": class_agreement(folders[mode], folders[of_classes[0]])
+            for mode in of_classes[1:]
         }
-        figures["classes"] = class_agreement(temporary / "all bulk", temporary / "all exact")
     report(figures)
     if args.o:
         args.o.write_text(json.dumps(figures, indent=2) + "\n")
@@ -107,38 +137,78 @@ def complete_input(parser: argparse.ArgumentParser, args: argparse.Namespace, fo
 
 def command_of(mode: str, args: argparse.Namespace, source: Path, target: Path) -> list[str]:
     """The whole command of a mode."""
-    common = ["-i", str(source), "-o", str(target), "-m", str(args.m), "-f", *args.f]
-    common += ["-chk", args.chk, "-device", args.device]
-    stock = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder as main; main()"
-    ours = "import sys; from braintum.inference.cli import main; sys.exit(main())"
-    options = {"stock": [], "bulk": ["-precision", args.precision], "exact": ["--exact"]}[mode]
-    return [sys.executable, "-c", stock if mode == "stock" else ours, *common, *options]
+    common = ["-i", str(source), "-o", str(target), "-f", *args.f, "-chk", args.chk, "-device", args.device]
+    if mode == "stock":
+        command = _python("nnunetv2.inference.predict_from_raw_data", "predict_entry_point_modelfolder")
+    elif mode == "monai":
+        command = [sys.executable, __file__, _MONAI]
+    else:
+        command = _python("braintum.inference.cli", "main")
+    options = OURS.get(mode, [])
+    model = target.parent / "exported" if "--onnx" in options else args.m
+    return [*command, *common, "-m", str(model), *options]
+
+
+def _python(module: str, function: str) -> list[str]:
+    """A console script, of this environment."""
+    return [sys.executable, "-c", f"import sys; from {module} import {function} as main; sys.exit(main())"]
 
 
 def timed_command(command: Sequence[str], target: Path, ending: str) -> dict[str, float]:
-    """Run a prediction into a new folder: seconds to its end, to the first mask, and of the processors."""
+    """Run a prediction into a new folder: seconds to its end, to the first mask, and of the processors; memory, GiB."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     log = target.parent / "log.txt"
-    used = processor_seconds()
     start = time.perf_counter()
     first = float("nan")
     with open(log, "w") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
-        while process.poll() is None:
+        while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
             if np.isnan(first) and any(entry.name.endswith(ending) for entry in os.scandir(target)):
                 first = time.perf_counter() - start
             time.sleep(0.02)
     wall = time.perf_counter() - start
+    _, status, usage = ended
+    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{target.name} failed:\n{log.read_text()[-3000:]}")
     first = wall if np.isnan(first) else first
-    return {"wall": wall, "first mask": first, "processor": processor_seconds() - used}
+    processor = usage.ru_utime + usage.ru_stime
+    return {"wall": wall, "first mask": first, "processor": processor, "memory": usage.ru_maxrss / 2**20}
 
 
-def processor_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+def predict_with_monai(args: argparse.Namespace) -> None:
+    """Masks of all images, by MONAI's sliding window with nnU-Net's step, weights and mirrors."""
+    import torch
+    from monai.inferers import SlidingWindowInferer
+    from nnunetv2.inference.export_prediction import export_prediction_from_logits
+
+    predictor = _stock_predictor(args)
+    folds = predictor.list_of_parameters
+    is_volume = len(predictor.configuration_manager.patch_size) == 3
+    mirrors = [[axis + 2 for axis in mirror] for mirror in mirror_axes(predictor.allowed_mirroring_axes)]
+    inferer = SlidingWindowInferer(predictor.configuration_manager.patch_size, overlap=0.5, mode="gaussian")
+
+    def averaged(patch: torch.Tensor) -> torch.Tensor:
+        return sum(predictor.network(patch.flip(axes)).flip(axes) for axes in mirrors) / len(mirrors)
+
+    for name, data, properties in _preprocessed(predictor, args.i):
+        image = torch.from_numpy(data).to(predictor.device)
+        logits: Any = 0
+        with torch.inference_mode():
+            for weights in folds:
+                predictor.network.load_state_dict(weights)
+                # the slices of an image are a batch of a 2-D network
+                found = inferer(image[None] if is_volume else image.transpose(0, 1), averaged)
+                logits = logits + (found[0] if is_volume else found.transpose(0, 1)) / len(folds)
+        export_prediction_from_logits(
+            logits.cpu(),
+            properties,
+            predictor.configuration_manager,
+            predictor.plans_manager,
+            predictor.dataset_json,
+            str(args.o / name),
+        )
 
 
 def network_time_of(args: argparse.Namespace, images: Path, environment: Mapping[str, str] | None = None) -> float:
@@ -153,6 +223,22 @@ def network_time_of(args: argparse.Namespace, images: Path, environment: Mapping
 def network_time(args: argparse.Namespace) -> float:
     """See :func:`network_time_of`."""
     import torch
+
+    predictor = _stock_predictor(args)
+    seconds = 0.0
+    for number, (_, data, _) in enumerate(_preprocessed(predictor, args.i)):
+        image = torch.from_numpy(data).float().contiguous()
+        if number == 0:
+            predictor.predict_logits_from_preprocessed_data(image)  # the kernels are chosen in a first run
+        start = time.perf_counter()
+        predictor.predict_logits_from_preprocessed_data(image).cpu()
+        seconds += time.perf_counter() - start
+    return seconds
+
+
+def _stock_predictor(args: argparse.Namespace) -> Any:
+    """nnU-Net's, with the model loaded."""
+    import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     torch.set_num_threads((os.cpu_count() or 1) if args.device == "cpu" else 1)
@@ -161,21 +247,20 @@ def network_time(args: argparse.Namespace) -> float:
     )
     folds = tuple(fold if fold == "all" else int(fold) for fold in args.f)
     predictor.initialize_from_trained_model_folder(str(args.m), folds, args.chk)
+    predictor.network.to(predictor.device).eval()
+    return predictor
+
+
+def _preprocessed(predictor: Any, images: Path) -> Iterator[tuple[str, np.ndarray, dict]]:
+    """Name, image (C, Z, Y, X) and properties of each case of a folder."""
     plans, configuration = predictor.plans_manager, predictor.configuration_manager
     preprocessor = configuration.preprocessor_class(verbose=False)
     cases: dict[str, list[str]] = {}
-    for file in sorted(args.i.iterdir()):
+    for file in sorted(images.iterdir()):
         cases.setdefault(file.name.removesuffix(predictor.dataset_json["file_ending"])[:-5], []).append(str(file))
-    seconds = 0.0
-    for number, files in enumerate(cases.values()):
-        data, _, _ = preprocessor.run_case(files, None, plans, configuration, predictor.dataset_json)
-        image = torch.from_numpy(data).float().contiguous()
-        if number == 0 and len(cases) > 1:
-            predictor.predict_logits_from_preprocessed_data(image)  # the kernels are chosen in a first run
-        start = time.perf_counter()
-        predictor.predict_logits_from_preprocessed_data(image).cpu()
-        seconds += time.perf_counter() - start
-    return seconds
+    for name, files in cases.items():
+        data, _, properties = preprocessor.run_case(files, None, plans, configuration, predictor.dataset_json)
+        yield name, data, properties
 
 
 def choose(source: Path, ending: str, target: Path, count: int | None) -> list[str]:
@@ -226,36 +311,36 @@ def class_agreement(first: Path, second: Path) -> dict[str, float]:
 
 
 def report(figures: dict[str, Any]) -> None:
-    """Print the table."""
-    print(f"\n{figures['cases']} cases, {figures['folds']} fold(s), {figures['device']}\n")
-    print("| | " + " | ".join(MODES) + " | bulk / stock | exact / stock |\n|---|---|---|---|---|---|")
-
-    def row(name: str, values: dict[str, float]) -> None:
-        cells = [f"{values[mode]:.1f}" for mode in MODES]
-        cells += [f"{values[mode] / values['stock']:.2f}" for mode in ("bulk", "exact")]
-        print(f"| {name} | {' | '.join(cells)} |")
-
-    row("wall time, s", {mode: figures["all"][mode]["wall"] for mode in MODES})
-    row("processor time, s", {mode: figures["all"][mode]["processor"] for mode in MODES})
-    row("single image, start to first mask, s", {mode: figures["single"][mode]["first mask"] for mode in MODES})
+    """Print the tables."""
+    print(f"\n{figures['cases']} cases, {figures['folds']} fold(s), {figures['device']}; in brackets: against stock\n")
+    columns = {
+        "wall time, s": ("all", "wall"),
+        "processor time, s": ("all", "processor"),
+        "largest process, GiB": ("all", "memory"),
+        "single image, start to first mask, s": ("single", "first mask"),
+    }
+    rows = []
+    for mode in figures["all"]:
+        row = {"": mode}
+        for column, (images, key) in columns.items():
+            value = figures[images][mode][key]
+            row[column] = f"{value:.1f} ({value / figures[images]['stock'][key]:.2f})"
+        if (masks := figures["agreement"].get(mode)) is not None:
+            row["mean Dice with stock (lowest)"] = f"{masks['mean_dice']:.5f} ({masks['lowest_dice']:.4f})"
+            row["voxels equal"] = f"{100 * masks['equal_voxels']:.4f} %"
+            row["files identical"] = f"{100 * masks['identical_files']:.1f} %"
+        rows.append(row)
+    print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
     network = figures["network"]
-    stock, exact = (figures["all"][mode]["wall"] - network[mode] for mode in ("stock", "exact"))
     print(
         f"\nnnU-Net's network alone: {network['stock']:.1f} s, with memory as braintum_predict asks for it "
-        f"{network['exact']:.1f} s; what is not network time: stock {stock:.1f} s, exact {exact:.1f} s, "
-        f"ratio {exact / stock:.2f}"
+        f"{network['exact']:.1f} s; the rest of stock: {figures['all']['stock']['wall'] - network['stock']:.1f} s"
     )
-    for pair, values in figures["agreement"].items():
+    for pair, classes in figures["classes"].items():
         print(
-            f"masks of {pair}: mean Dice {values['mean_dice']:.5f} (lowest {values['lowest_dice']:.5f}), "
-            f"{100 * values['equal_voxels']:.4f} % of voxels equal, {100 * values['identical_files']:.1f} % of files "
-            "identical"
+            f"classes of {pair}: {100 * classes['same_class']:.1f} % the same, probabilities within "
+            f"{classes['largest_difference']:.1e}"
         )
-    classes = figures["classes"]
-    print(
-        f"classes of bulk and exact: {100 * classes['same_class']:.1f} % the same, probabilities within "
-        f"{classes['largest_difference']:.1e}"
-    )
 
 
 def make_volume(folder: Path) -> Path:
