@@ -19,6 +19,7 @@ from braintum.commands.model_arguments import DEFAULT_CHECKPOINT
 from braintum.conversion.format.calibration import Calibration
 from braintum.inference import explain_folder as explanation
 from braintum.inference import predict_folder as folders
+from braintum.inference.explanation.explainers import choose_explainer
 from braintum.inference.export.sessions import Engine
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
 from braintum.inference.predict_case import Image, Prediction, one_case, predict_case
@@ -45,7 +46,7 @@ def load_predictor(
     device: str | torch.device | None = None,
     step_size: float = 0.5,
     mirroring: bool = True,
-    classes: bool = True,
+    classes: bool | None = None,
     onnx: bool | Engine = False,
     trust_checkpoint: bool = False,
     verbose: bool = False,
@@ -64,23 +65,25 @@ def load_predictor(
         device: such as ``cuda`` or ``cpu``; None for CUDA where there is it, else the CPU.
         step_size: of the sliding window, as a share of the patch.
         mirroring: average over mirrored images: slower, a little more accurate.
-        classes: False for the masks of any model of nnU-Net, whose classes another model predicts.
+        classes: True to refuse models that predict none, False for the masks alone; None for classes where the model
+            predicts them.
         onnx: run what ``braintum_export`` exported, on the CPU: by ``"onnxruntime"`` (or True) or ``"openvino"``.
         trust_checkpoint: load checkpoints that run code; know who made them.
         verbose: let nnU-Net say what it does.
 
     Raises:
-        InputError: a file of the model is damaged or not safe, or it predicts no classes; or no such device.
+        InputError: a file of the model is damaged or not safe, or it predicts no classes and is to; or no such device.
         MissingFileError: a file of the model is missing.
     """
     chosen = usable_device("cpu" if onnx and device is None else device)
-    predictor_class = JointPredictor if classes else SegmentationPredictor
+    segmentation_class, joint_class = SegmentationPredictor, JointPredictor
     if onnx:
         from braintum.inference.export import onnx_predictor
 
-        predictor_class = onnx_predictor.OnnxJointPredictor if classes else onnx_predictor.OnnxSegmentationPredictor
+        segmentation_class = onnx_predictor.OnnxSegmentationPredictor
+        joint_class = onnx_predictor.OnnxJointPredictor
     with redirect_stdout(None):  # nnU-Net prints of every other device that it is not CUDA
-        predictor = predictor_class(
+        predictor = segmentation_class(
             tile_step_size=step_size,
             use_mirroring=mirroring,
             perform_everything_on_device=chosen.type == "cuda",
@@ -91,7 +94,7 @@ def load_predictor(
     if isinstance(onnx, str):
         predictor.engine = onnx
     predictor.initialize_from_trained_model_folder(os.fspath(model), folds, checkpoint, trust_checkpoint)
-    return predictor
+    return joint_class.of(predictor) if classes or (classes is None and predictor.predicts_classes) else predictor
 
 
 @api_function()
@@ -108,7 +111,7 @@ def predict(
     precision: Precision = "float32",
     resample_to: str | None = None,
 ) -> Prediction:
-    """Predict mask and class of one case: what ``braintum_predict`` writes of it, in memory.
+    """Predict mask and, where a model does so, class of one case: what ``braintum_predict`` writes of it, in memory.
 
     Example:
         >>> found = bt.predict("case_0000.nii.gz", predictor)
@@ -187,7 +190,8 @@ def predict_folder(
 
     Args:
         images: folder of images named ``CASE_0000.<ending>``, …
-        output: folder for masks, ``classes/<case>.json`` and ``classes.csv``; made if need be.
+        output: folder for masks and, where a model predicts classes, ``classes/<case>.json`` and ``classes.csv``; made
+            if need be.
         model: folder of a trained model, or what :func:`load_predictor` returned.
         class_model: predicts the classes, where ``model`` is to predict the masks only.
         save_probabilities: also write the voxel probabilities (``.npz``).
@@ -245,12 +249,14 @@ def explain(
     method: str = "hirescam",
     stage: int | None = None,
     class_name: str | None = None,
+    mask: bool | None = None,
+    structures: Sequence[str] = (),
     labels: FilePath | None = None,
     limit: int | None = None,
     controls: bool = True,
     show_progress: bool = True,
 ) -> explanation.ExplainedFolder:
-    """Show where a model looks when it names the class of each image, as ``braintum_explain`` does.
+    """Show where a model looks when it names the class of each image, or marks a structure: ``braintum_explain``.
 
     Example:
         >>> explained = bt.explain("images", "explanations", predictor, limit=1)
@@ -259,30 +265,29 @@ def explain(
 
     Args:
         images: folder of images named ``CASE_0000.<ending>``, …
-        output: folder for a map and a picture a case, and two tables; made if need be.
+        output: folder for maps and pictures of each case, and two tables; made if need be.
         model: folder of a trained model, or what :func:`load_predictor` returned.
         method: ``gradcam``, ``hirescam`` or ``integrated_gradients``.
         stage: of the features that are explained, 0 for the deepest; None for the deepest with 7 positions an axis.
         class_name: to explain; None for the predicted one of each case.
+        mask: explain the mask, of any model that segments, and show its predictive entropy; None where the model
+            predicts no classes, or structures are named.
+        structures: names of labels or regions whose mask is explained; empty for all.
         labels: folder of true label maps.
         limit: explain so many cases only, spread evenly over the folder.
         controls: compare with weights drawn anew; takes three times as long.
         show_progress: a bar over the cases.
 
     Returns:
-        A row a case, and what is wrong with the others.
+        A row a case, or of masks a case and structure, and what is wrong with the others.
 
     Raises:
-        InputError: unknown method, class or stage, or a model without classes.
+        InputError: unknown method, class, structure or stage, or a class of a model without classes.
         MissingFileError: a folder is missing.
         UnsupportedError: images that explanations are not supported for.
     """
     predictor = _loaded(model)
-    if not isinstance(predictor, JointPredictor):
-        raise ValueError(f"a model of {predictor.trainer_name} predicts no classes on its own: nothing to explain")
-    explainer = explanation.Explainer.of(
-        predictor, method, stage, class_name, None if labels is None else Path(labels), controls
-    )
+    explainer = choose_explainer(predictor, method, stage, class_name, mask, structures, _path(labels), controls)
     return explanation.explain_folder(explainer, Path(images), Path(output), limit, show_progress)
 
 
@@ -363,7 +368,11 @@ def preprocess(image: Image, model: Model, *, spacing: Sequence[float] | None = 
     return pad_nd_image(torch.from_numpy(data), patch_size, "constant", {"value": 0})
 
 
-def _loaded(model: Model, classes: bool = True) -> SegmentationPredictor:
+def _path(path: FilePath | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _loaded(model: Model, classes: bool | None = None) -> SegmentationPredictor:
     return model if isinstance(model, SegmentationPredictor) else load_predictor(model, classes=classes)
 
 
@@ -375,13 +384,15 @@ def _pair(model: Model, class_model: Model | None) -> tuple[SegmentationPredicto
     """
     if class_model is None:
         return _loaded(model), None
-    class_predictor = _loaded(class_model)
+    class_predictor = _loaded(class_model, classes=True)
     if not isinstance(class_predictor, JointPredictor):
         raise ValueError(f"the class model, of {class_predictor.trainer_name}, was loaded without its classes")
     return _loaded(model, classes=False), class_predictor
 
 
 def _calibration(predictor: SegmentationPredictor, aggregation: str) -> Calibration:
+    if not isinstance(predictor, JointPredictor):
+        raise ValueError(f"a model of {predictor.trainer_name} predicts no classes, which could be calibrated")
     calibration, doubts = calibration_of(predictor, predictor.checkpoint_name or DEFAULT_CHECKPOINT, aggregation)
     for doubt in doubts:
         warnings.warn(doubt, BraintumWarning, stacklevel=4)  # the caller of the API's function

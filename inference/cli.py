@@ -1,4 +1,4 @@
-"""``braintum_predict``: segmentation and tumour type of every case in a folder."""
+"""``braintum_predict``: segmentation and, where a model predicts it, tumour type of every case in a folder."""
 
 import argparse
 import logging
@@ -31,7 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
         "archives export it, in a folder or a ZIP file: each study is a case, and the series of each channel is chosen "
         "by its header. Writes the segmentations that nnUNetv2_predict would write (to rounding; with "
         "--exact, the same files), classes/<case>.json and classes.csv; with --cases also patients.csv. One model does "
-        "both, or a second one (--class-model) predicts the classes.",
+        "both, or a second one (--class-model) predicts the classes; a model that only segments, any of nnU-Net's own "
+        "included, writes the masks alone.",
     )
     parser.add_argument(
         "-i",
@@ -216,9 +217,10 @@ def _predict_files(args: argparse.Namespace, has_own_model: bool) -> int:
     if args.class_model is not None:
         args.class_checkpoint = args.class_checkpoint or DEFAULT_CHECKPOINT
         class_model = load_predictor(
-            args.class_model, folds=args.class_folds, checkpoint=args.class_checkpoint, **loading
+            args.class_model, folds=args.class_folds, checkpoint=args.class_checkpoint, classes=True, **loading
         )
-    model = load_predictor(folder, folds=args.f, checkpoint=args.chk, classes=class_model is None, **loading)
+    own_classes = None if class_model is None else False
+    model = load_predictor(folder, folds=args.f, checkpoint=args.chk, classes=own_classes, **loading)
     if args.onnx == "onnxruntime" and len(model.configuration_manager.patch_size) == 3:
         print("warning: in 3-D, torch and OpenVINO take less time than onnxruntime: --onnx openvino", file=sys.stderr)
     if (warning := orientation_warning(model.plans_manager)) is not None:
@@ -244,9 +246,10 @@ def _predict_files(args: argparse.Namespace, has_own_model: bool) -> int:
         arguments={name: without_folders(x) if isinstance(x, str) else x for name, x in vars(args).items()},
     )
     skipped = f", {len(outcome.skipped)} were there already" if outcome.skipped else ""
-    print(
-        f"{len(outcome.predicted)} cases predicted{skipped}; {outcome.listed} listed in {Path(args.o) / CLASSES_FILE}"
-    )
+    listed = f"{outcome.listed} listed in {Path(args.o) / CLASSES_FILE}"
+    if class_model is None and not model.predicts_classes:
+        listed = f"masks only, as {model.trainer_name} trains no classes; they are in {args.o}"
+    print(f"{len(outcome.predicted)} cases predicted{skipped}; {listed}")
     if outcome.patients is not None:
         print(f"{outcome.patients} patients listed in {Path(args.o) / PATIENTS_FILE}")
     if (file := Path(args.o) / TIME_POINTS_FILE).is_file():

@@ -1,4 +1,4 @@
-"""``braintum_explain``: where a model looked when it named the tumour type."""
+"""``braintum_explain``: where a model looked when it named the tumour type, or marked a structure."""
 
 import argparse
 import logging
@@ -17,10 +17,12 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line; flags are named as those of braintum_predict."""
     parser = argparse.ArgumentParser(
         prog="braintum_explain",
-        description="Show which parts of each image speak for its class. Writes a map a case in the geometry of the "
+        description="Show which parts of each image speak for its class or, with --mask and for every model that only "
+        "segments, nnU-Net's own included, for the mask of each structure. Writes a map a case in the geometry of the "
         "image, a picture of it (CASE_overlay.png), and explanations.csv and .json: how much of the map lies inside "
         "the tumour, and how much the map changes when the weights of the network are drawn anew (a map that does not "
-        "change shows the image, not what the network learned).",
+        "change shows the image, not what the network learned). Of masks there are a map a structure, "
+        "CASE_STRUCTURE, and one of the predictive entropy, CASE_entropy.",
     )
     parser.add_argument("-i", required=True, metavar="INPUT", help="folder of images named CASE_0000.<ending>, …")
     parser.add_argument("-o", required=True, metavar="OUTPUT", help="output folder")
@@ -36,11 +38,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-stage",
         type=int,
-        help="features that gradcam and hirescam explain, 0 for the deepest that the classification head reads, 1 for "
-        "the next; default: the deepest with 7 positions along an axis",
+        help="features that gradcam and hirescam explain, 0 for the deepest (of a class, of those that the "
+        "classification head reads), 1 for the next; default: the deepest with 7 positions along an axis",
     )
     parser.add_argument(
         "--class", dest="class_name", metavar="NAME", help="class to explain; default: the predicted one of each case"
+    )
+    parser.add_argument("--mask", action="store_true", help="explain the mask where the model predicts classes, too")
+    parser.add_argument(
+        "--structure",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="labels or regions of dataset.json whose mask is explained; default: all, and their union",
     )
     parser.add_argument("-g", type=Path, metavar="LABELS", help="folder of true label maps, CASE.<ending>")
     parser.add_argument("--limit", type=int, metavar="N", help="explain N cases, spread evenly over the folder")
@@ -93,12 +103,14 @@ def explain(argv: list[str] | None = None) -> int:
         method=args.method,
         stage=args.stage,
         class_name=args.class_name,
+        mask=True if args.mask else None,
+        structures=args.structure,
         labels=args.g,
         limit=args.limit,
         controls=not args.disable_controls,
         show_progress=not args.disable_progress_bar,
     )
-    print(f"{len(outcome.rows)} cases explained, listed in {Path(args.o) / TABLE_FILE}")
+    print(f"{len({row['case'] for row in outcome.rows})} cases explained, listed in {Path(args.o) / TABLE_FILE}")
     for line in summary(outcome.rows):
         print(line)
     if outcome.without_label:
@@ -115,15 +127,16 @@ def summary(rows: list[dict]) -> list[str]:
         "predicted_mask_area": "of the image inside the predicted mask",
         "true_mask_share": "of the attribution inside the true mask",
         "true_mask_area": "of the image inside the true mask",
-        "spearman_random_head": "rank correlation with a classification head of random weights",
+        "mean_entropy": "nats of predictive entropy in the predicted mask",
+        "spearman_random_head": "rank correlation with a head of random weights",
         "spearman_random_network": "rank correlation with a network of random weights",
-        "completeness_error": "of the class logit's change is not accounted for",
+        "completeness_error": "of the score's change is not accounted for",
     }
     lines = []
     for name, text in described.items():
-        values = [row[name] for row in rows if row[name] is not None]
+        values = [row[name] for row in rows if row.get(name) is not None]
         if values:
-            lines.append(f"{sum(values) / len(values):.3f} {text} (mean of {len(values)} cases)")
+            lines.append(f"{sum(values) / len(values):.3f} {text} (mean of {len(values)} maps)")
     return lines
 
 

@@ -43,9 +43,9 @@ class Prediction:
         mask: ([Z,] Y, X), integers, on the grid of the image.
         labels: name → value in the mask, as in ``dataset.json``; of a region, its values.
         spacing: of that grid in mm, [Z,] Y, X; None for pictures, which have none.
-        predicted_class: the most probable one.
-        confidence: its probability.
-        class_probabilities: class → probability.
+        predicted_class: the most probable one; None of a model that only segments.
+        confidence: its probability; None likewise.
+        class_probabilities: class → probability; empty likewise.
         tumour_volume: size of all that is not background.
         volume_unit: ``mm3``; ``mm2`` of single slices; ``px`` of pictures.
         probabilities: (label, [Z,] Y, X), float32, background included; (region, …) of models of regions. None where
@@ -58,8 +58,8 @@ class Prediction:
     mask: np.ndarray
     labels: Mapping[str, Any]
     spacing: tuple[float, ...] | None
-    predicted_class: str
-    confidence: float
+    predicted_class: str | None
+    confidence: float | None
     class_probabilities: Mapping[str, float]
     tumour_volume: float
     volume_unit: str
@@ -111,7 +111,9 @@ def predict_case(
     calibration: Calibration | None = None,
     resample_to: str | None = None,
 ) -> Prediction:
-    """Predict segmentation and class of one case; see :func:`braintum.inference.predict_folder.predict_folder`.
+    """Predict segmentation and, where a model predicts classes, class of one case.
+
+    See :func:`braintum.inference.predict_folder.predict_folder`.
 
     Args:
         predictor: initialised; predicts the masks.
@@ -131,7 +133,7 @@ def predict_case(
         NotImplementedError: the model's reader is nnU-Net's NibabelIOWithReorient.
     """
     class_predictor, models = with_class_predictor(predictor, class_predictor, resample_to)
-    model, schema = models[0], class_predictor.class_schema
+    model = models[0]
     if issubclass(model.plans_manager.image_reader_writer_class, NibabelIOWithReorient):
         raise NotImplementedError("NibabelIOWithReorient of this model turns images; predict a folder of files")
     arrays = [
@@ -142,7 +144,7 @@ def predict_case(
     with one_thread():
         preprocessed = [(case, [data for data, _ in arrays])]
         (predicted,) = predict_stream(predictor, class_predictor, preprocessed, 1, exact, precision)
-        verdict = aggregate(predicted.evidence, aggregation)
+        verdict = None if class_predictor is None else aggregate(predicted.evidence, aggregation)
         if (fault := fault_of_answer(predicted.logits, verdict)) is not None:
             raise ValueError(f"{case}: {fault}")
         converted = convert_predicted_logits_to_segmentation_with_correct_shape(
@@ -156,7 +158,10 @@ def predict_case(
         )
     mask, probabilities = converted if save_probabilities else (converted, None)
     volume = tumour_volume(mask, properties["spacing"], model.reads_pictures)
-    result = result_of(case, verdict, schema, volume, calibration) | {DOUBTS: properties[DOUBTS]}
+    result: dict[str, Any] = {"case": case, "tumour_volume": volume[0], "volume_unit": volume[1]}
+    if class_predictor is not None and verdict is not None:
+        result = result_of(case, verdict, class_predictor.class_schema, volume, calibration)
+    result[DOUBTS] = properties[DOUBTS]
     grid = image_spacing(properties, model)
     (mask, *turned), turned_grid = turned_back([mask, *(() if probabilities is None else probabilities)], properties)
     if turned_grid is not None:
@@ -168,9 +173,9 @@ def predict_case(
         mask,
         model.dataset_json["labels"],
         grid,
-        result["predicted_class"],
-        result["confidence"],
-        result["probabilities"],
+        result.get("predicted_class"),
+        result.get("confidence"),
+        result.get("probabilities", {}),
         *volume,
         probabilities,
         result,

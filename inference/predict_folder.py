@@ -1,4 +1,4 @@
-"""Folder in, folder out: segmentation files as nnU-Net writes them, class results beside them."""
+"""Folder in, folder out: segmentation files as nnU-Net writes them, and class results where a model predicts them."""
 
 import logging
 import multiprocessing
@@ -74,7 +74,7 @@ class PredictedFolder:
         skipped: cases that were there already.
         failed: case → what is wrong with it; also images that belong to no case.
         warnings: case → why its result may mean little, of the cases that this run predicted.
-        listed: rows of ``classes.csv``, earlier and parallel runs included.
+        listed: rows of ``classes.csv``, earlier and parallel runs included; 0 of a model that only segments.
         patients: rows of ``patients.csv``; None if none were asked for.
     """
 
@@ -90,7 +90,7 @@ class PredictedFolder:
 class _Options:
     """How to predict; ``queue_length`` cases at most wait between reading, network and writing.
 
-    ``schema`` holds the classes that are predicted.
+    ``schema`` holds the classes that are predicted, None for masks only.
     """
 
     aggregation: AggregationMode
@@ -99,7 +99,7 @@ class _Options:
     exact: bool
     precision: Precision
     calibration: Calibration | None
-    schema: ClassSchema
+    schema: ClassSchema | None
 
 
 def predict_folder(
@@ -122,17 +122,17 @@ def predict_folder(
     not_needed: Sequence[str] = (),
     resample_to: str | None = None,
 ) -> PredictedFolder:
-    """Predict segmentation and class of every case in a folder.
+    """Predict the segmentation of every case in a folder, and its class where a model predicts classes.
 
     A case is complete when its ``classes/<case>.json`` is there: it is written last, and everything before it under a
-    temporary name. A case that cannot be predicted does not stop the others. Several processes may predict into one
-    folder at the same time, other cases or the same ones.
+    temporary name; without classes, when its mask is. A case that cannot be predicted does not stop the others. Several
+    processes may predict into one folder at the same time, other cases or the same ones.
 
     Args:
         predictor: initialised; predicts the masks.
         input_folder: see :func:`braintum.inference.prediction.input_files.find_cases`.
-        output_folder: made if need be; gets ``<case><ending>``, ``classes/<case>.json``, ``classes.csv``,
-            ``provenance.json``, and ``left_out.json`` where cases could not be predicted.
+        output_folder: made if need be; gets ``<case><ending>``, ``provenance.json``, with classes
+            ``classes/<case>.json`` and ``classes.csv``, and ``left_out.json`` where cases could not be predicted.
         save_probabilities: also write ``<case>.npz`` and ``.pkl``, as nnU-Net does.
         continue_prediction: leave complete cases alone.
         num_parts: how many runs share the folder.
@@ -156,8 +156,8 @@ def predict_folder(
         FileNotFoundError: see :func:`braintum.inference.prediction.input_files.find_cases` and
             :func:`braintum.inference.results.patients.read_patients`.
         ValueError: input and output are one folder, the output holds results of a model with other classes, a model
-            is the second stage of a cascade or predicts no classes, two models do not take the same images, or
-            ``cases_file`` lacks a case: nothing is predicted then.
+            is the second stage of a cascade, two models do not take the same images, or ``cases_file`` lacks a case
+            or comes with a model that predicts no classes: nothing is predicted then.
         UnwritableFolderError: the disk is full, or the output folder read-only.
         OSError: a worker process was killed. The cases predicted so far are kept then, as after any other error.
     """
@@ -166,7 +166,7 @@ def predict_folder(
     source, target = Path(input_folder), Path(output_folder)
     check_output(target, source)
     class_predictor, preprocessing = with_class_predictor(predictor, class_predictor, resample_to)
-    schema = class_predictor.class_schema
+    schema = None if class_predictor is None else class_predictor.class_schema
     model = preprocessing[0]
     ending = model.dataset_json["file_ending"]
     num_readers = min(_MOST_READERS, max(2, available_cores() // 2))  # threads, where no processes
@@ -182,6 +182,8 @@ def predict_folder(
     cases, failed = find_cases(source, ending, model.num_channels)
     failed |= unused_input(source, source.glob(f"[!.]*{ending}"), target, not_needed)
     classes_folder = target / CLASSES_FOLDER
+    if schema is None:
+        _check_masks_only(predictor, classes_folder, cases_file)
     patients, dates = None, {}
     if cases_file is not None:
         dates = read_dates(cases_file)
@@ -190,21 +192,27 @@ def predict_folder(
     cases = dict(list(cases.items())[part_id::num_parts])
     failed = dict(list(failed.items())[part_id::num_parts])
 
-    classes_folder.mkdir(parents=True, exist_ok=True)
-    for folder in (target, classes_folder):
+    written_folders = [target] if schema is None else [target, classes_folder]
+    for folder in written_folders:
+        folder.mkdir(parents=True, exist_ok=True)
         remove_partial_files(folder, _ABANDONED_SECONDS)
-    classification = class_predictor.dataset_json["classification"]  # whoever reads the results finds their classes
-    write_json_atomic(target / "dataset.json", {**model.dataset_json, "classification": classification})
+    dataset_json = dict(model.dataset_json)
+    if class_predictor is not None:  # whoever reads the results finds their classes
+        dataset_json["classification"] = class_predictor.dataset_json["classification"]
+    write_json_atomic(target / "dataset.json", dataset_json)
     write_json_atomic(target / "plans.json", model.plans_manager.plans)
     write_json_atomic(target / "predict_from_raw_data_args.json", arguments or {})
-    models = {"model": predictor, **({} if class_predictor is predictor else {"class_model": class_predictor})}
+    models = {"model": predictor}
+    if class_predictor is not None and class_predictor is not predictor:
+        models["class_model"] = class_predictor
     identities = {name: model_identity(used) for name, used in models.items()}
     write_json_atomic(target / PROVENANCE_FILE, provenance(**identities))
     wanted_endings = [ending, ".npz"] if save_probabilities else [ending]
 
     def is_complete(case: str) -> bool:
-        files = [classes_folder / f"{case}.json", *(target / f"{case}{suffix}" for suffix in wanted_endings)]
-        return all(file.is_file() for file in files) and is_calibrated_with(files[0], calibration)
+        result = classes_folder / f"{case}.json"
+        is_listed = schema is None or (result.is_file() and is_calibrated_with(result, calibration))
+        return is_listed and all((target / f"{case}{suffix}").is_file() for suffix in wanted_endings)
 
     skipped = [case for case in cases if continue_prediction and is_complete(case)]
     todo = [case for case in cases if case not in set(skipped)]
@@ -216,6 +224,7 @@ def predict_folder(
     others = every_name - {*cases, *failed}
     results = target / CLASSES_FILE
     predicted: list[str] = []
+    doubts: dict[str, list[str]] = {}
     with (
         _executor(num_workers, num_readers, len(todo)) as workers,
         tqdm(total=len(todo), disable=not show_progress) as bar,
@@ -223,7 +232,7 @@ def predict_folder(
     ):
         try:
             predictions = _predict_cases(
-                predictor, class_predictor, cases, todo, preprocessing, target, workers, options
+                predictor, class_predictor, cases, todo, preprocessing, target, workers, options, doubts
             )
             for case, fault in predictions:
                 if fault is None:
@@ -236,29 +245,54 @@ def predict_folder(
                 "a worker process was killed, most likely because the memory ran out; the cases predicted so far are "
                 "kept, go on with fewer workers: -npp and --continue_prediction"
             ) from error
-    num_patients = None
-    with locked_folder(classes_folder):  # of several processes, the last one lists the cases of all
-        found = read_case_results(classes_folder, schema)
-        write_classes_csv(results, found, schema)
+    listed, num_patients = 0, None
+    with locked_folder(written_folders[-1]):  # of several processes, the last one lists the cases of all
         write_left_out(target / LEFT_OUT_FILE, failed, source, others)
-        if patients is not None:
-            num_patients = merge_patients(classes_folder, target / PATIENTS_FILE, schema, patients, dates)
-    warned = {result["case"]: result[DOUBTS] for result in found if result.get(DOUBTS)}
-    warnings = {case: warned[case] for case in predicted if case in warned}
-    return PredictedFolder(predicted, skipped, failed, warnings, len(found), num_patients)
+        if schema is not None:
+            found = read_case_results(classes_folder, schema)
+            listed = len(found)
+            write_classes_csv(results, found, schema)
+            if patients is not None:
+                num_patients = merge_patients(classes_folder, target / PATIENTS_FILE, schema, patients, dates)
+    warnings = {case: doubts[case] for case in predicted if doubts.get(case)}
+    return PredictedFolder(predicted, skipped, failed, warnings, listed, num_patients)
+
+
+def _check_masks_only(
+    predictor: SegmentationPredictor, classes_folder: Path, cases_file: str | os.PathLike[str] | None
+) -> None:
+    """Refuse what needs classes.
+
+    Raises:
+        ValueError: patients are asked for, or the output holds classes of another model.
+    """
+    if cases_file is not None:
+        raise ValueError(
+            f"a model of {predictor.trainer_name} predicts no classes, so there is no patients.csv; leave --cases "
+            "away, or name a model that predicts them with --class-model"
+        )
+    if next(classes_folder.glob(CASE_FILES), None) is not None:
+        raise ValueError(
+            f"{classes_folder} holds classes that another model predicted, to which the masks of this one would not "
+            "belong; choose another output folder"
+        )
 
 
 def _predict_cases(
     predictor: SegmentationPredictor,
-    class_predictor: JointPredictor,
+    class_predictor: JointPredictor | None,
     cases: Mapping[str, list[str]],
     todo: Sequence[str],
     preprocessing: Sequence[ModelDescription],
     target: Path,
     workers: Executor,
     options: _Options,
+    doubts: dict[str, list[str]],
 ) -> Iterator[tuple[str, str | None]]:
-    """Predict case after case, with reading ahead and writing behind; (case, fault or None) as each is finished."""
+    """Predict case after case, with reading ahead and writing behind; (case, fault or None) as each is finished.
+
+    What is to be said of the images is added to ``doubts``.
+    """
     files = {case: cases[case] for case in todo}
     reader = ReadAhead(workers, partial(preprocess_for_all, models=preprocessing), files, options.queue_length)
     exports: deque[tuple[str, Future]] = deque()
@@ -272,7 +306,7 @@ def _predict_cases(
     predictions = predict_stream(predictor, class_predictor, reader, len(todo), options.exact, options.precision)
     try:
         for predicted in predictions:
-            verdict = aggregate(predicted.evidence, options.aggregation)
+            verdict = None if options.schema is None else aggregate(predicted.evidence, options.aggregation)
             while reader.faults:
                 yield reader.faults.popleft()
             if (fault := fault_of_answer(predicted.logits, verdict)) is not None:
@@ -283,6 +317,7 @@ def _predict_cases(
                 yield finish_oldest_export()
             case = predicted.name
             properties = reader.properties.pop(case)
+            doubts[case] = properties[DOUBTS]
             if note is None and (note := preprocessing[0].slicing_note(properties)) is not None:
                 logger.warning("%s", note)
             export = workers.submit(
@@ -310,10 +345,10 @@ def _export(
     model: ModelDescription,
     target: Path,
     case: str,
-    verdict: ClassVerdict,
+    verdict: ClassVerdict | None,
     options: _Options,
 ) -> None:
-    """Write all files of a case; its JSON comes last and says that the case is complete.
+    """Write all files of a case; where classes are predicted, its JSON comes last and says that the case is complete.
 
     Raises:
         UnwritableFolderError: the disk is full, or the folder read-only.
@@ -331,6 +366,8 @@ def _export(
                 options.save_probabilities,
                 num_threads_torch=1,
             )
+            if verdict is None or options.schema is None:
+                return
             reader_writer = model.plans_manager.image_reader_writer_class()
             volume = tumour_volume_in_file(partial / f"{case}{ending}", reader_writer)
             result = result_of(case, verdict, options.schema, volume, options.calibration) | {DOUBTS: doubts}

@@ -41,6 +41,7 @@ def trainer_named(name: str) -> type[SegmentationTrainer]:
         "recipe": system.kind.adapted(system.recipe),
         "papers": system.papers,
         "paper_parameters": system.parameters,
+        "dimensions": system.dimensions or system.kind.dimensions,
         "build_network_architecture": staticmethod(system.network),
     }
     return _composed(name, system.summary, system.kind, attributes)

@@ -22,6 +22,7 @@ from braintum.architectures.networks.joint_unet import JointUNet, UNet
 from braintum.architectures.networks.multi_task_unet import multi_task_network_class, stock_counterpart
 from braintum.architectures.networks.residual_unet import RUNet
 from braintum.architectures.networks.resse_lka_unet import ResSELKAUNet
+from braintum.trainers.baselines import BASELINES, COMPARED
 from braintum.trainers.braintumnet import nnUNetTrainerBrainTumNetTwoStage
 from braintum.trainers.classifiers import (
     ClassifierTrainer,
@@ -71,6 +72,7 @@ class System:
         recipe: by which it is trained unless its name asks for another.
         papers: that describe the network, or the idea added to nnU-Net's.
         parameters: of the network on its paper's plans, for one channel and three classes.
+        dimensions: of the images that the network takes; None for those of its kind.
     """
 
     summary: str
@@ -79,11 +81,12 @@ class System:
     recipe: Recipe
     papers: tuple[Paper, ...] = ()
     parameters: int | None = None
+    dimensions: tuple[int, ...] | None = None
 
 
-def _late(module: str, name: str) -> ChooseNetwork:
+def _late(module: str, name: str, part: str = "networks") -> ChooseNetwork:
     """A network of another library, imported where it is trained."""
-    return partial(import_class, f"braintum.architectures.networks.{module}", name)
+    return partial(import_class, f"braintum.architectures.{part}.{module}", name)
 
 
 def _braintumnet(summary: str, parameters: int | None, recipe: Recipe = BRAINTUMNET, **options: bool) -> System:
@@ -101,6 +104,16 @@ def _torchvision(summary: str, name: str) -> System:
     network = multi_task_network(_late("torchvision_classifiers", name))
     summary = f"{summary}, fine-tuned; paper 000 compares with it. Settled: trained as BrainTumNet."
     return System(summary, PretrainedClassifierTrainer, network, BRAINTUMNET, (papers.BRAINTUMNET,))
+
+
+def _of_others(name: str) -> dict[str, System]:
+    """A network to compare with, for masks alone and with the classification head."""
+    module, what, dimensions = BASELINES[name]
+    network = _late(module, name, "baselines")
+    common = BRAINTUMNET, (papers.BRAINTUMNET,) if name in COMPARED else (), None, dimensions
+    masks = f"{what}, segmentation alone; needs no classes.", SegmentationTrainer, segmentation_network(network)
+    both = f"{what}, with the classification head.", nnUNetTrainerMultiTask, multi_task_network(network)
+    return {name: System(*masks, *common), f"{name}MultiTask": System(*both, *common)}
 
 
 SYSTEMS = {
@@ -192,6 +205,8 @@ SYSTEMS = {
     "UNet": _unet("U-Net of paper 001", UNet, JOINT_UNET, papers.JOINT_UNET, 31_044_232),
 }
 """By name."""
+for _name in BASELINES:
+    SYSTEMS |= _of_others(_name)
 
 CLASSES = (
     nnUNetTrainerBrainTumNetTwoStage,

@@ -65,6 +65,18 @@ def roc_curves(labels: np.ndarray, probabilities: np.ndarray, class_names: Seque
     return curves
 
 
+def micro_average_roc(labels: np.ndarray, probabilities: np.ndarray) -> Curve:
+    """All classes together: every class of every case is a decision of its own, so that frequent ones count for more.
+
+    Args:
+        labels: (cases,) int.
+        probabilities: (cases, classes).
+    """
+    positive = labels[:, None] == np.arange(probabilities.shape[1])
+    false_positive, sensitivity, _ = roc_curve(positive.ravel(), probabilities.ravel())
+    return Curve("micro-average", false_positive, sensitivity, float(auc(false_positive, sensitivity)))
+
+
 def precision_recall_curves(labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]) -> list[Curve]:
     """Recall against precision, each class against the rest, with the average precision; see :func:`roc_curves`."""
     curves = []

@@ -140,6 +140,72 @@ def training_curves(
     return draw(name, f"{label} over the epochs of training: {', '.join(keys.values())}; folds {folds}", plot)
 
 
+def curves_of_models(name: str, curves: Mapping[str, Sequence[np.ndarray]], label: str) -> str:
+    """A quantity over epochs, a colour a model: a thin line a fold, and their mean as far as all of them go.
+
+    Args:
+        name: see :func:`draw`.
+        curves: model → one (epochs,) a fold.
+        label: of the vertical axis.
+    """
+
+    def plot(axes: Axes) -> None:
+        for position, (model, folds) in enumerate(curves.items()):
+            colour = _SERIES[position % len(_SERIES)]
+            if len(folds) > 1:
+                for values in folds:
+                    axes.plot(np.arange(1, len(values) + 1), values, color=colour, linewidth=0.6, alpha=0.6)
+            shared = min(len(values) for values in folds)
+            mean = np.mean([values[:shared] for values in folds], axis=0)
+            dashes = _DASHES[position % len(_DASHES)]
+            axes.plot(np.arange(1, shared + 1), mean, color=colour, linestyle=dashes, label=model)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        _legend(axes)
+
+    return draw(name, f"{label} over the epochs of training, of {', '.join(curves)}", plot)
+
+
+def bars_with_intervals(name: str, series: Mapping[str, Mapping[str, Mapping[str, Any] | None]]) -> str:
+    """A group of bars a figure, a bar a model, with intervals where there are any.
+
+    Args:
+        name: see :func:`draw`.
+        series: model → name of a figure → ``value``, ``low`` and ``high``; None, or a value None, where undefined.
+            Figures that no model has are left out.
+    """
+    shown: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for model, found in series.items():
+        for title, values in found.items():
+            if values is not None and values["value"] is not None:
+                shown.setdefault(title, {})[model] = values
+
+    def plot(axes: Axes) -> None:
+        width = 0.8 / len(series)
+        for position, model in enumerate(series):
+            for group, values in enumerate(shown.values()):
+                if model not in values:
+                    continue
+                value = float(values[model]["value"])
+                low, high = (values[model].get(key) for key in ("low", "high"))
+                x = group + (position - (len(series) - 1) / 2) * width
+                label = model if group == next(i for i, v in enumerate(shown.values()) if model in v) else None
+                axes.bar(x, value, 0.9 * width, color=_SERIES[position % len(_SERIES)], alpha=0.85, label=label)
+                if low is not None:
+                    axes.plot([x, x], [low, high], color=_TEXT, linewidth=1.2)
+        axes.set_xticks(range(len(shown)), list(shown))
+        axes.set_ylim(0, 1.03)
+        axes.grid(visible=False, axis="x")
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.05, 1.0), ncols=3, columnspacing=1, handlelength=1.4)
+
+    texts = "; ".join(
+        f"{title}: " + ", ".join(f"{model} {values['value']:.3f}" for model, values in found.items())
+        for title, found in shown.items()
+    )
+    return draw(name, f"Figures of the models. {texts}", plot, (8.8, 3.4))
+
+
 def class_curves(name: str, curves: Sequence[Curve], title: str, axis_labels: tuple[str, str], chance: bool) -> str:
     """ROC or precision-recall curves, one a class; ``chance`` draws the diagonal."""
 

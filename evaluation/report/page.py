@@ -64,6 +64,11 @@ def render_report(report: Report, output: Path, num_cases: int = 3, command: str
         "audit": report.audit,
         "audit_table": None if report.audit is None else tables.audit_table(report.audit),
     }
+    return template_environment().get_template("report.html.j2").render(context)
+
+
+def template_environment() -> Environment:
+    """Jinja with what the templates need."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,  # names of cases, patients and classes come from strangers
@@ -72,7 +77,7 @@ def render_report(report: Report, output: Path, num_cases: int = 3, command: str
         lstrip_blocks=True,
     )
     environment.filters["number"] = lambda value: number(None if value is None else float(value))
-    return environment.get_template("report.html.j2").render(context)
+    return environment
 
 
 def _lede(report: Report) -> str:

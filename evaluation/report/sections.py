@@ -11,6 +11,7 @@ from braintum.evaluation.report import figures, tables
 from braintum.evaluation.report.curves import (
     Curve,
     dice_by_size,
+    micro_average_roc,
     precision_recall_curves,
     risk_coverage_of,
     roc_curves,
@@ -83,6 +84,7 @@ def class_section(report: Report) -> dict[str, Any] | None:
     roc, precision = (f(labels, probabilities, class_names) for f in (roc_curves, precision_recall_curves))
     axes = ("false-positive rate", "sensitivity")
     if roc:
+        roc = [*roc, micro_average_roc(labels, probabilities)]
         content["roc"] = figures.class_curves("roc", roc, "ROC curves, area under each", axes, True)
         title = "Precision-recall curves, average precision of each"
         content["pr"] = figures.class_curves("pr", precision, title, ("recall", "precision"), False)

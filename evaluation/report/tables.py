@@ -10,6 +10,8 @@ from braintum.evaluation.results.tables import number
 _MASK_COLUMNS = {
     "Dice": "Dice",
     "IoU": "IoU",
+    "Jaccard_distance": "Jaccard distance",
+    "accuracy": "Pixel accuracy",
     "HD95": "HD95",
     "ASSD": "ASSD",
     "precision": "Precision",

@@ -1,4 +1,6 @@
-"""Which voxels of a window speak for a class: Grad-CAM, HiResCAM and integrated gradients of a class logit.
+"""Which voxels of a window speak for a class or a mask: Grad-CAM, HiResCAM and integrated gradients of its score.
+
+What the score is, and which features it comes from: :mod:`braintum.inference.explanation.subjects`.
 
 - Grad-CAM (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391): features weighted with the mean gradient of each
   channel, positive part.
@@ -21,6 +23,8 @@ import torch
 from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam, LayerGradientXActivation
 from torch import nn
 
+from braintum.inference.explanation.subjects import Subject
+
 SMALLEST_EDGE = 7
 """Positions along the longest axis that make a stage fine enough: those of the 7 x 7 features of ResNet's Grad-CAM."""
 
@@ -36,7 +40,7 @@ class WindowAttribution:
 
     Attributes:
         attribution: ([Z,] Y, X), float32, on the CPU.
-        difference: class logit of the window minus that of the baseline; 0 for a method without a baseline.
+        difference: score of the window minus that of the baseline; 0 for a method without a baseline.
         error: sum of the attribution minus ``difference``.
     """
 
@@ -45,80 +49,44 @@ class WindowAttribution:
     error: float = 0.0
 
 
-Attribute = Callable[[Any, torch.Tensor, int], WindowAttribution]
-"""An attribution: of a network in evaluation mode, for a window (1, C, [Z,] Y, X) and a class."""
+Attribute = Callable[[Any, torch.Tensor, Subject], WindowAttribution]
+"""An attribution: of a network in evaluation mode, for a window (1, C, [Z,] Y, X) and what is explained of it."""
 
 
-class ClassLogits(nn.Module):
-    """A network of ours as a classifier: (B, C, [Z,] Y, X) to class logits (B, classes).
-
-    Where the head weights features by the predicted tumour, training stops the gradient there; here it passes, because
-    the segmentation is part of how the class comes about.
-    """
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        head = self.network.classification_head
-        if not getattr(head, "detaches_segmentation", False):
-            return self.network(x, with_classes=True)[1]
-        head.detaches_segmentation = False
-        try:
-            return self.network(x, with_classes=True)[1]
-        finally:
-            head.detaches_segmentation = True
-
-
-def classifier_and_input(network: Any, window: torch.Tensor) -> tuple[nn.Module, torch.Tensor]:
-    """What is explained, and for which input: a classifier that standardises its input is explained from there on.
-
-    A standardised image does not change when its contrast does, so that no path of images leads to it.
-    """
-    if hasattr(network, "standardise"):
-        return nn.Sequential(network.encoder, network.classification_head), network.standardise(window)
-    return ClassLogits(network), window
-
-
-def feature_modules(network: Any, window: torch.Tensor) -> list[tuple[nn.Module, tuple[int, ...]]]:
-    """The modules whose output the classification head reads, deepest first, and the spatial sizes of these outputs.
+def feature_modules(network: Any, window: torch.Tensor, subject: Subject) -> list[tuple[nn.Module, tuple[int, ...]]]:
+    """The modules that make the features behind a score, deepest first, and the spatial sizes of their outputs.
 
     Args:
-        network: with ``classification_head``, which takes features, or a list of them, as its first argument.
+        network: that ``subject`` is about.
         window: (1, C, [Z,] Y, X).
+        subject: what is explained.
 
     Raises:
         NotImplementedError: no module makes the deepest features.
     """
-    given: list[Any] = []
     made: list[tuple[nn.Module, torch.Tensor]] = []
 
     def remember(module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, torch.Tensor):
             made.append((module, output))
 
-    head = network.classification_head
-    handles = [head.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))]
-    handles += [module.register_forward_hook(remember) for module in network.modules()]
+    handles = [module.register_forward_hook(remember) for module in network.modules()]
     try:
         with torch.no_grad():
-            network(window, with_classes=True)
+            read = subject.features(network, window)
     finally:
         for handle in handles:
             handle.remove()
-    read = [given[0]] if isinstance(given[0], torch.Tensor) else list(given[0])
-    read = read[-getattr(head, "num_stages", len(read)) :][::-1]
     found = []
-    for features in read:
+    for features in read[::-1]:
         makers = [module for module, output in made if output is features]
         if not makers:
             break  # made by a function: there is nothing to hold on to
         found.append((makers[-1], tuple(features.shape[2:])))  # the outermost module finishes last
     if not found:
         raise NotImplementedError(
-            f"no module of {type(network).__name__} makes the features that its classification head reads; explain it "
-            "with integrated gradients"
+            f"no module of {type(network).__name__} makes the features that are to be explained; explain it with "
+            "integrated gradients"
         )
     return found
 
@@ -139,8 +107,8 @@ def choose_stage(sizes: list[tuple[int, ...]], stage: int | None) -> int:
         return next(fine_enough, len(sizes) - 1)
     if not 0 <= stage < len(sizes):
         raise ValueError(
-            f"there is no stage {stage}: the classification head reads {len(sizes)}, 0 is the deepest; give a number "
-            f"below {len(sizes)}"
+            f"there is no stage {stage}: there are {len(sizes)} to explain, 0 is the deepest; give a number below "
+            f"{len(sizes)}"
         )
     return stage
 
@@ -153,11 +121,11 @@ def class_activation_map(method: type, stage: int | None) -> Attribute:
         stage: see :func:`choose_stage`.
     """
 
-    def attribute(network: Any, window: torch.Tensor, class_index: int) -> WindowAttribution:
-        modules = feature_modules(network, window)
+    def attribute(network: Any, window: torch.Tensor, subject: Subject) -> WindowAttribution:
+        modules = feature_modules(network, window, subject)
         layer, _ = modules[choose_stage([size for _, size in modules], stage)]
-        classifier, x = classifier_and_input(network, window)
-        explained = method(classifier, layer).attribute(x, target=class_index).sum(1, keepdim=True).relu()
+        scorer, x = subject.scorer_and_input(network, window)
+        explained = method(scorer, layer).attribute(x, target=subject.index).sum(1, keepdim=True).relu()
         explained = LayerAttribution.interpolate(explained, tuple(x.shape[2:]), _INTERPOLATION[x.ndim - 2])
         return WindowAttribution(explained[0, 0].detach().float().cpu())
 
@@ -182,18 +150,18 @@ def integrated_gradients(tolerance: float = 0.05, max_parts: int = 24) -> Attrib
         max_parts: parts that the path is divided into at most, six forward and backward passes each.
     """
 
-    def attribute(network: Any, window: torch.Tensor, class_index: int) -> WindowAttribution:
-        classifier, x = classifier_and_input(network, window)
+    def attribute(network: Any, window: torch.Tensor, subject: Subject) -> WindowAttribution:
+        scorer, x = subject.scorer_and_input(network, window)
         x = x.detach()
         baseline = x.amin(tuple(range(2, x.ndim)), keepdim=True).expand_as(x)
-        integrate = IntegratedGradients(classifier)
+        integrate = IntegratedGradients(scorer)
 
         def part(start: float, end: float) -> tuple[float, float, float, torch.Tensor]:
             """Start, end, error and attribution of a part of the straight path from baseline to image."""
             attribution, error = integrate.attribute(
                 torch.lerp(baseline, x, end),
                 torch.lerp(baseline, x, start),
-                target=class_index,
+                target=subject.index,
                 n_steps=_STEPS,
                 internal_batch_size=max(1, _VOXELS_PER_PASS // x[0].numel()),
                 return_convergence_delta=True,
@@ -201,7 +169,7 @@ def integrated_gradients(tolerance: float = 0.05, max_parts: int = 24) -> Attrib
             return start, end, float(error), attribution.detach().double().sum(1)[0]
 
         with torch.no_grad():
-            difference = float((classifier(x) - classifier(baseline))[0, class_index])
+            difference = float((scorer(x) - scorer(baseline))[0, subject.index])
         parts = [part(start, end) for start, end in zip(_PATH[:-1], _PATH[1:], strict=True)]
         while sum(abs(error) for _, _, error, _ in parts) > tolerance * abs(difference) and len(parts) < max_parts:
             worst = max(parts, key=lambda one: abs(one[2]))

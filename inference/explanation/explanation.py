@@ -1,15 +1,15 @@
 """Attribution of a whole case: windows combined as nnU-Net combines them, brought back to the image, and checked.
 
-The windows of a case are those of prediction, without mirroring: each attribution counts as its window counts in the
-class probabilities (by the tumour that is predicted in it), and overlapping windows are averaged with nnU-Net's
-Gaussian weights. Folds are averaged.
+The windows of a case are those of prediction, without mirroring. The attribution of a class counts as its window counts
+in the class probabilities (by the tumour that is predicted in it), that of a mask by the voxels of the mask in its
+window; overlapping windows are averaged with nnU-Net's Gaussian weights. Folds are averaged.
 
 The check is that of Adebayo et al. 2018 (https://arxiv.org/abs/1810.03292): a map that hardly changes when the weights
 are drawn anew shows the image, not what the network learned.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from torch import nn
 
 from braintum.architectures.heads.classification_head import tumour_probability
 from braintum.inference.explanation.attribution import Attribute
+from braintum.inference.explanation.subjects import ClassSubject, MaskSubject, Subject
 from braintum.inference.prediction.class_evidence import WEIGHT_FLOOR
 
 
@@ -33,7 +34,8 @@ class CaseAttribution:
 
     Attributes:
         trained: of the model.
-        random_head: with the classification head's weights drawn anew; None without controls.
+        random_head: with the weights of what makes the score of the features drawn anew: the classification head, or of
+            a mask the segmentation's output layers; None without controls, and of networks that have no such layers.
         random_network: with all weights drawn anew; None without controls.
         completeness_error: how far the sums of integrated gradients are off, as a share of the differences that they
             should amount to; None for other methods.
@@ -71,15 +73,18 @@ class _Windows:
 
 
 def explain_preprocessed(
-    predictor: nnUNetPredictor, data: torch.Tensor, class_index: int, attribute: Attribute, controls: bool = True
+    predictor: nnUNetPredictor,
+    data: torch.Tensor,
+    subject: ClassSubject | MaskSubject,
+    attribute: Attribute,
+    controls: bool = True,
 ) -> CaseAttribution:
-    """Attribution of a class logit for a preprocessed case.
+    """Attribution of the score of a class or a mask for a preprocessed case.
 
     Args:
-        predictor: with a network that classifies, and the weights of its folds. Its weights are those of the last fold
-            afterwards.
+        predictor: with a network, and the weights of its folds. Its weights are those of the last fold afterwards.
         data: (C, Z, Y, X), float32, as nnU-Net's preprocessor makes it.
-        class_index: the class to explain.
+        subject: what to explain; the mask is that of the whole case, (Z, Y, X).
         attribute: of :data:`braintum.inference.explanation.attribution.METHODS`.
         controls: also explain networks whose weights are drawn anew.
     """
@@ -90,16 +95,22 @@ def explain_preprocessed(
     error = difference = 0.0
     for fold, parameters in enumerate(predictor.list_of_parameters):
         network.load_state_dict(parameters)
-        weights = _window_weights(network, windows, predictor.label_manager.has_regions)
-        trained, fold_error, fold_difference = _combine(network, windows, weights, class_index, attribute)
+        if isinstance(subject, MaskSubject):
+            subjects, weights = _masks_of_windows(windows, subject)
+        else:
+            weights = _window_weights(network, windows, predictor.label_manager.has_regions)
+            subjects = [subject] * len(weights)
+        of_windows = list(zip(windows.slicers, subjects, weights, strict=True))
+        trained, fold_error, fold_difference = _combine(network, windows, of_windows, attribute)
         maps["trained"].append(trained)
         error, difference = error + fold_error, difference + fold_difference
         if controls:
             try:
-                draw_weights_anew(network, network.classification_head, seed=fold)
-                maps["random_head"].append(_combine(network, windows, weights, class_index, attribute)[0])
+                if (head := _head(network, subject)) is not None:
+                    draw_weights_anew(network, head, seed=fold)
+                    maps["random_head"].append(_combine(network, windows, of_windows, attribute)[0])
                 draw_weights_anew(network, network, seed=fold)
-                maps["random_network"].append(_combine(network, windows, weights, class_index, attribute)[0])
+                maps["random_network"].append(_combine(network, windows, of_windows, attribute)[0])
             finally:
                 network.load_state_dict(parameters)
     averaged: dict[str, Any] = {name: np.mean(folds, axis=0) if folds else None for name, folds in maps.items()}
@@ -117,16 +128,43 @@ def _window_weights(network: Any, windows: _Windows, has_regions: bool) -> list[
     return [weight / mean for weight in weights]
 
 
+def _masks_of_windows(windows: _Windows, subject: MaskSubject) -> tuple[list[Subject], list[float]]:
+    """The part of a mask in each window, and how much the window counts; 1 on average."""
+    if subject.mask is None or not subject.mask.any():
+        raise ValueError("no mask to explain")
+    whole = torch.zeros(windows.image.shape[1:], dtype=torch.bool)
+    whole[windows.without_padding] = subject.mask
+    masks = [whole[slicer[1:]] for slicer in windows.slicers]
+    mean = sum(int(mask.sum()) for mask in masks) / len(masks)
+    return [replace(subject, mask=mask) for mask in masks], [int(mask.sum()) / mean for mask in masks]
+
+
+def _head(network: Any, subject: Subject) -> nn.Module | None:
+    """What makes the score of the features."""
+    if isinstance(subject, ClassSubject):
+        return network.classification_head
+    return getattr(getattr(network, "decoder", None), "seg_layers", None)
+
+
 def _combine(
-    network: Any, windows: _Windows, weights: Sequence[float], class_index: int, attribute: Attribute
+    network: Any, windows: _Windows, of_windows: Sequence[tuple[tuple, Subject, float]], attribute: Attribute
 ) -> tuple[np.ndarray, float, float]:
-    """Map (Z, Y, X) without padding, and the sums of the windows' absolute errors and differences."""
+    """Map (Z, Y, X) without padding, and the sums of the windows' absolute errors and differences.
+
+    Args:
+        network: with the weights of a fold.
+        windows: of a case.
+        of_windows: slicer of each window, what is explained of it, and how much it counts; nothing at 0.
+        attribute: how to explain.
+    """
     total, norm = torch.zeros(windows.image.shape[1:]), torch.zeros(windows.image.shape[1:])
     error = difference = 0.0
-    for slicer, weight in zip(windows.slicers, weights, strict=True):
-        found = attribute(network, windows.patch(slicer), class_index)
-        total[slicer[1:]] += weight * windows.gaussian * found.attribution
+    for slicer, subject, weight in of_windows:
         norm[slicer[1:]] += windows.gaussian
+        if weight == 0:
+            continue
+        found = attribute(network, windows.patch(slicer), subject)
+        total[slicer[1:]] += weight * windows.gaussian * found.attribution
         error, difference = error + abs(found.error), difference + abs(found.difference)
     return (total / norm)[windows.without_padding].numpy(), error, difference
 

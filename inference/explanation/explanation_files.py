@@ -89,16 +89,18 @@ def write_overlay(
     masks: Sequence[np.ndarray | None],
     properties: Mapping[str, Any],
     title: str,
+    label: str = "attribution",
 ) -> None:
     """A picture: the image above, the map on it below; one column in 2-D, three orthogonal views of a volume.
 
     Args:
         file: PNG, replaced as a whole.
         image: (Z, Y, X).
-        attribution: (Z, Y, X).
+        attribution: (Z, Y, X); what is shown in colours.
         masks: bool (Z, Y, X), the predicted one and the true one or None; drawn as outlines.
         properties: of the image, as nnU-Net's reader notes them.
         title: one or two lines.
+        label: of the colours.
     """
     spacing, flips = properties["spacing"], display_flips(properties)
     image, attribution = np.flip(image, flips), np.flip(attribution, flips)
@@ -139,7 +141,7 @@ def write_overlay(
         for mask, colour in ((predicted, _PREDICTED), (true, _TRUE)):
             if mask is not None and section(mask).any() and not section(mask).all():
                 axes[1, column].contour(section(mask), levels=[0.5], colors=colour, linewidths=1)
-    figure.colorbar(heat, ax=axes[1, :].tolist(), shrink=0.8, label="attribution")
+    figure.colorbar(heat, ax=axes[1, :].tolist(), shrink=0.8, label=label)
     outlines = "outlines: predicted mask cyan" + (", true mask green" if true is not None else "")
     figure.suptitle(f"{title}\n{outlines}", fontsize=9)
     with atomic_path(file) as partial:

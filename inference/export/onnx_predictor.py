@@ -115,22 +115,13 @@ class OnnxSegmentationPredictor(SegmentationPredictor):
 class OnnxJointPredictor(JointPredictor, OnnxSegmentationPredictor):
     """As :class:`JointPredictor`, for an exported model."""
 
-    def initialize_from_trained_model_folder(
-        self,
-        model_training_output_dir: str,
-        use_folds: Sequence[int | str] | None = None,
-        checkpoint_name: str = "checkpoint_final.pth",
-        trust_checkpoint: bool = False,
-    ) -> None:
-        """As :class:`OnnxSegmentationPredictor`'s, for models with a classification head.
+    def check_classes(self) -> None:
+        """As :class:`JointPredictor`'s.
 
         Raises:
-            FileNotFoundError: see there.
-            ValueError: see there; or the model predicts no classes, or others than ``dataset.json`` lists.
+            ValueError: the model predicts no classes, or others than ``dataset.json`` lists.
         """
-        super().initialize_from_trained_model_folder(
-            model_training_output_dir, use_folds, checkpoint_name, trust_checkpoint
-        )
+        super().check_classes()
         schema = ClassSchema.from_dataset_json(self.dataset_json)
         num_classes = 0 if schema is None else len(schema.class_names)
         for network in self._networks:

@@ -117,6 +117,11 @@ class SegmentationPredictor(nnUNetPredictor):
         self.model_folder, self.folds, self.checkpoint_name = folder, folds, checkpoint_name
         self.configuration_name = configuration
 
+    @property
+    def predicts_classes(self) -> bool:
+        """Whether the network has a classification head."""
+        return hasattr(self.network, "classification_head")
+
     @contextmanager
     def folds_in_memory(self) -> Iterator[None]:
         """Within the block, :meth:`predict_logits_from_preprocessed_data` keeps the network of each fold.

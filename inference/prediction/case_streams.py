@@ -36,7 +36,7 @@ def one_thread() -> Iterator[None]:
 
 def predict_stream(
     predictor: SegmentationPredictor,
-    class_predictor: JointPredictor,
+    class_predictor: JointPredictor | None,
     cases: Iterable[PreprocessedCase],
     num_cases: int,
     exact: bool,
@@ -46,7 +46,7 @@ def predict_stream(
 
     Args:
         predictor: predicts the masks.
-        class_predictor: predicts the classes; may be the same.
+        class_predictor: predicts the classes; may be the same, or None for masks only.
         cases: preprocessed.
         num_cases: expected.
         exact: nnU-Net's order of computation; else in bulk, equal to rounding, in less time.
@@ -59,9 +59,9 @@ def predict_stream(
     return in_bulk(predictor, class_predictor, cases, num_cases, num_threads, precision)
 
 
-def fault_of_answer(logits: np.ndarray, verdict: ClassVerdict) -> str | None:
+def fault_of_answer(logits: np.ndarray, verdict: ClassVerdict | None) -> str | None:
     """What is wrong with what a network said of a case; None if nothing is."""
-    if np.isfinite(logits).all() and np.isfinite(verdict.probabilities).all():
+    if np.isfinite(logits).all() and (verdict is None or np.isfinite(verdict.probabilities).all()):
         return None
     return (
         "the network's answer is NaN or infinite; its checkpoint may be damaged: copy the model again, or choose "
@@ -71,7 +71,7 @@ def fault_of_answer(logits: np.ndarray, verdict: ClassVerdict) -> str | None:
 
 def in_bulk(
     predictor: SegmentationPredictor,
-    class_predictor: JointPredictor,
+    class_predictor: JointPredictor | None,
     cases: Iterable[PreprocessedCase],
     num_cases: int,
     num_threads: int,
@@ -81,7 +81,7 @@ def in_bulk(
 
     Args:
         predictor: predicts the masks.
-        class_predictor: predicts the classes; may be the same.
+        class_predictor: predicts the classes; may be the same, or None for masks only.
         cases: preprocessed.
         num_cases: expected.
         num_threads: of the CPU.
@@ -92,7 +92,7 @@ def in_bulk(
         bulk = BulkPredictor(model, num_cases, num_threads, precision)
         return bulk.predict((name, arrays[index]) for name, arrays in images)
 
-    if class_predictor is predictor:
+    if class_predictor is None or class_predictor is predictor:
         yield from predict(predictor, cases, 0)
         return
     for_masks, for_classes = itertools.tee(cases)

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ _BYTES_OF_A_LOGIT = 12  # of one fold, their sum over folds, and what is being w
 
 def predict_one_by_one(
     predictor: SegmentationPredictor,
-    class_predictor: JointPredictor,
+    class_predictor: JointPredictor | None,
     cases: Iterable[tuple[str, Sequence[np.ndarray]]],
     num_cases: int,
     num_threads: int,
@@ -33,7 +34,7 @@ def predict_one_by_one(
 
     Args:
         predictor: predicts the masks.
-        class_predictor: predicts the classes; may be the same.
+        class_predictor: predicts the classes; may be the same, or None for masks only.
         cases: name and images (C, Z, Y, X), that of ``predictor`` first, that of ``class_predictor`` last.
         num_cases: expected.
         num_threads: of the CPU, for all lanes together.
@@ -42,7 +43,8 @@ def predict_one_by_one(
     first = next(images, None)
     if first is None:
         return
-    models = [predictor] if class_predictor is predictor else [predictor, class_predictor]
+    others = [] if class_predictor is None or class_predictor is predictor else [class_predictor]
+    models: list[Any] = [predictor, *others]
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(model.folds_in_memory())
@@ -55,7 +57,7 @@ def predict_one_by_one(
                 logits = lane[0].predict_logits_from_preprocessed_data(torch.from_numpy(arrays[0])).numpy()
                 if len(lane) > 1:
                     lane[1].predict_logits_from_preprocessed_data(torch.from_numpy(arrays[-1]))
-                return PredictedCase(name, logits, lane[-1].evidence)
+                return PredictedCase(name, logits, [] if class_predictor is None else lane[-1].evidence)
             finally:
                 lanes.append(lane)
 

@@ -4,11 +4,12 @@ Windows, mirrors, folds, padding and resampling are nnU-Net's own code: the segm
 voxel. The class evidence is collected where nnU-Net calls the network.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from braintum.conversion.format.cases import ClassSchema
 from braintum.conversion.format.label_names import named_labels
@@ -39,9 +40,7 @@ class JointPredictor(SegmentationPredictor):
         schema = ClassSchema.from_dataset_json(self.dataset_json)
         if schema is None:
             where = "" if self.model_folder is None else f": {self.model_folder / 'dataset.json'} names none"
-            raise ValueError(
-                f"the model was trained by {self.trainer_name} without tumour classes{where}; use nnUNetv2_predict"
-            )
+            raise ValueError(f"the model was trained by {self.trainer_name} without tumour classes{where}")
         return schema
 
     def initialize_from_trained_model_folder(
@@ -60,26 +59,39 @@ class JointPredictor(SegmentationPredictor):
         super().initialize_from_trained_model_folder(
             model_training_output_dir, use_folds, checkpoint_name, trust_checkpoint
         )
-        if not hasattr(self.network, "classification_head"):
+        self.check_classes()
+
+    @classmethod
+    def of(cls, loaded: SegmentationPredictor) -> "JointPredictor":
+        """The same model, its class evidence collected.
+
+        Raises:
+            ValueError: see :meth:`check_classes`.
+        """
+        joint = cls()  # with nothing to print for nnU-Net; all attributes are the other's
+        joint.__dict__.update(loaded.__dict__)
+        joint.check_classes()
+        return joint
+
+    def check_classes(self) -> None:
+        """Refuse what has been loaded, if it predicts no classes.
+
+        Raises:
+            ValueError: the model predicts no classes.
+        """
+        if not self.predicts_classes:
             raise ValueError(
-                f"{self.model_folder} holds a model of {self.trainer_name}, which predicts no class; use "
-                "nnUNetv2_predict, or name a model that does with --class-model"
+                f"{self.model_folder} holds a model of {self.trainer_name}, which predicts no class; name one that does"
             )
 
     @cached_property
     def region_channels(self) -> dict[str, list[int]]:
         """Output channels of each label or region; none where there is one only, or where the head looks at none."""
-        labels = named_labels(self.dataset_json)
-        if len(labels) < 2 or not getattr(self.network.classification_head, "reads_segmentation", False):
+        if len(named_labels(self.dataset_json)) < 2:
             return {}
-        if self.label_manager.has_regions:
-            regions = list(self.label_manager.foreground_regions)
-            return {name: [regions.index(region)] for name, region in labels.items() if region in regions}
-        heads = list(self.label_manager.all_labels)
-        return {
-            name: [heads.index(label) for label in ((value,) if isinstance(value, int) else value)]
-            for name, value in labels.items()
-        }
+        if not getattr(self.network.classification_head, "reads_segmentation", False):
+            return {}
+        return structure_channels(self.dataset_json, self.label_manager)
 
     def recorder(self, network: Any) -> ClassRecorder:
         """What is to be called in place of a network, and keeps the class evidence."""
@@ -113,3 +125,21 @@ class JointPredictor(SegmentationPredictor):
             self.network = network
         self._windows.append(recorder)
         return segmentation
+
+
+def structure_channels(dataset_json: Mapping[str, Any], labels: LabelManager) -> dict[str, list[int]]:
+    """Output channels of the network that make up each label or region of a data set.
+
+    Args:
+        dataset_json: with the labels.
+        labels: nnU-Net's, of the same.
+    """
+    named = named_labels(dataset_json)
+    if labels.has_regions:
+        regions = list(labels.foreground_regions)
+        return {name: [regions.index(region)] for name, region in named.items() if region in regions}
+    heads = list(labels.all_labels)
+    return {
+        name: [heads.index(label) for label in ((value,) if isinstance(value, int) else value)]
+        for name, value in named.items()
+    }

@@ -93,28 +93,25 @@ class ModelDescription:
 
 def with_class_predictor(
     predictor: SegmentationPredictor, class_predictor: JointPredictor | None, resample_to: str | None = None
-) -> tuple[JointPredictor, list[ModelDescription]]:
+) -> tuple[JointPredictor | None, list[ModelDescription]]:
     """Who predicts the classes, and what a case is to be preprocessed for.
 
     Args:
         predictor: of the masks.
-        class_predictor: of the classes; None for the same.
+        class_predictor: of the classes; None for the same, if it predicts any.
         resample_to: see :meth:`ModelDescription.of`.
 
     Returns:
-        The predictor of the classes, and the description of ``predictor``'s model; of the class model too, where its
-        preprocessed images are other arrays.
+        The predictor of the classes, if there is one, and the description of ``predictor``'s model; of the class model
+        too, where its preprocessed images are other arrays.
 
     Raises:
-        ValueError: nobody predicts classes, the models do not take the same images, or one is the second stage of a
-            cascade.
+        ValueError: the models do not take the same images, or one is the second stage of a cascade.
     """
-    if class_predictor is None:
-        if not isinstance(predictor, JointPredictor):
-            raise ValueError(f"a model of {predictor.trainer_name} predicts no classes on its own; add a class model")
+    if class_predictor is None and isinstance(predictor, JointPredictor):
         class_predictor = predictor
     models = [ModelDescription.of(predictor, resample_to)]
-    if class_predictor is not predictor:
+    if class_predictor is not None and class_predictor is not predictor:
         check_same_input(predictor, class_predictor)
         if not preprocessed_alike(predictor, class_predictor):
             models.append(ModelDescription.of(class_predictor, resample_to))

@@ -29,7 +29,8 @@ def expected_figures() -> dict[str, str]:
     with np.errstate(invalid="ignore", divide="ignore"):
         distances = np.array([surface_distances(a, b) for a, b in zip(truth, masks, strict=True)])
         mask_figures = {
-            "Dice": dice, "IoU": tp / (n_true + n_pred - tp), "HD95": distances[:, 0], "ASSD": distances[:, 1],
+            "Dice": dice, "IoU": tp / (n_true + n_pred - tp), "Jaccard_distance": 1 - tp / (n_true + n_pred - tp),
+            "accuracy": (truth == masks).mean((1, 2)), "HD95": distances[:, 0], "ASSD": distances[:, 1],
             "precision": tp / n_pred, "recall": tp / n_true, "relative_volume_error": (n_pred - n_true) / n_true,
             "lesion_recall": (tp / (n_true + n_pred - tp) >= 0.1).astype(float),  # one square a case
         }  # fmt: skip

@@ -225,8 +225,6 @@ def test_wrong_models_on_the_command_line(pair: tuple[Path, Path], tmp_path: Pat
     def predict(*flags: str) -> int:
         return cli.predict(["-i", str(images), "-o", str(target), "-device", "cpu", *flags])
 
-    with pytest.raises(ValueError, match=r"nnUNetTrainer, which predicts no class; .* with --class-model"):
-        predict("-m", segmentation)
     with pytest.raises(ValueError, match=r"nnUNetTrainer__.*, which predicts no class"):
         predict("-m", segmentation, "--class-model", segmentation)
     with pytest.raises(
@@ -252,8 +250,6 @@ def test_wrong_models_on_the_command_line(pair: tuple[Path, Path], tmp_path: Pat
         torch.save(checkpoint, checkpoint_file)
     with pytest.raises(ValueError, match=r"nnUNetTrainer__\S* and the class model \S*ClassifierUNet__.*FLAIR"):
         predict("-m", segmentation, "--class-model", classes, "--class-checkpoint", "checkpoint_best.pth")
-    with pytest.raises(ValueError, match="nnUNetTrainer predicts no classes on its own"):
-        predict_folder(load(SegmentationPredictor, pair[0], None, "checkpoint_final.pth"), images, target)
     assert not target.exists()
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
+from examples import OWN_TRAINERS
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.stats import rankdata
@@ -17,9 +18,7 @@ from volume_data import write_volume_file
 
 from braintum.inference.explanation.attribution import (
     METHODS,
-    ClassLogits,
     choose_stage,
-    classifier_and_input,
     feature_modules,
     hires_cam,
     integrated_gradients,
@@ -32,11 +31,12 @@ from braintum.inference.explanation.explanation import (
     to_image_grid,
 )
 from braintum.inference.explanation.explanation_files import centre_of_interest, write_map
+from braintum.inference.explanation.subjects import ClassLogits, ClassSubject
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.preprocessing import ModelDescription, preprocess_case
 from braintum.trainers import registered
 
-CLASSIFYING = [name for name in registered.__all__ if hasattr(getattr(registered, name), "class_labels")]
+CLASSIFYING = [name for name in OWN_TRAINERS if hasattr(getattr(registered, name), "class_labels")]
 
 
 SIZE = {"2d": (32, 32), "3d_fullres": (8, 16, 16)}
@@ -92,7 +92,7 @@ class ToyNetwork(nn.Module):
 def test_attribution_lies_where_the_class_logit_comes_from(method: str, class_index: int, inside: Any) -> None:
     image = torch.zeros(1, 1, 24, 24)
     image[..., 2:8, 2:8], image[..., 12:20, 10:16] = 1.0, -1.0
-    found = METHODS[method]()(ToyNetwork().eval(), image, class_index).attribution.numpy()
+    found = METHODS[method]()(ToyNetwork().eval(), image, ClassSubject(class_index)).attribution.numpy()
     mask = np.zeros((24, 24), bool)
     mask[inside] = True
     assert found.shape == (24, 24)
@@ -107,11 +107,11 @@ def test_attribution_lies_where_the_class_logit_comes_from(method: str, class_in
 @pytest.mark.parametrize("trainer", CLASSIFYING)
 def test_every_network_is_explained(trainer: str, datasets: dict[str, Any]) -> None:
     network, image = build(datasets, trainer), window()
-    sizes = [size for _, size in feature_modules(network, image)]
+    sizes = [size for _, size in feature_modules(network, image, ClassSubject())]
     assert sizes == sorted(sizes)  # deepest first
     before = {name: value.clone() for name, value in network.state_dict().items()}
     for method in ("gradcam", "hirescam"):
-        found = METHODS[method](len(sizes) - 1)(network, image, 1)
+        found = METHODS[method](len(sizes) - 1)(network, image, ClassSubject(1))
         assert found.attribution.shape == (32, 32) and found.attribution.min() >= 0
         assert found.attribution.isfinite().all()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -132,7 +132,7 @@ def test_integrated_gradients_are_complete(trainer: str, configuration: str, dat
     with torch.no_grad():
         darkest = torch.full_like(image, float(image.min()))
         expected = float((network(image, with_classes=True)[1] - network(darkest, with_classes=True)[1])[0, 2])
-    found = integrated_gradients(tolerance=0.05, max_parts=60)(network, image, 2)
+    found = integrated_gradients(tolerance=0.05, max_parts=60)(network, image, ClassSubject(2))
     assert abs(expected) > 1e-3
     assert found.difference == pytest.approx(expected, rel=1e-4)
     assert float(found.attribution.sum()) == pytest.approx(expected, rel=0.06)
@@ -141,7 +141,7 @@ def test_integrated_gradients_are_complete(trainer: str, configuration: str, dat
 
 def test_standardising_classifiers_are_explained_behind_the_standardisation(datasets: dict[str, Any]) -> None:
     network, image = build(datasets, "nnUNetTrainerClassifierResNet50"), window()
-    classifier, x = classifier_and_input(network, image)
+    classifier, x = ClassSubject().scorer_and_input(network, image)
     assert (float(x.mean()), float(x.std(correction=0))) == (pytest.approx(0, abs=1e-5), pytest.approx(1, abs=1e-4))
     with torch.no_grad():
         torch.testing.assert_close(classifier(x), network(image, with_classes=True)[1])
@@ -162,7 +162,7 @@ def test_stages() -> None:
     sizes: list[tuple[int, ...]] = [(4, 4), (8, 8), (16, 16)]
     assert [choose_stage(sizes, stage) for stage in (None, 0, 2)] == [1, 0, 2]
     assert choose_stage([(2, 2), (4, 4)], None) == 1
-    with pytest.raises(ValueError, match="no stage 3: the classification head reads 3, 0 is the deepest"):
+    with pytest.raises(ValueError, match="no stage 3: there are 3 to explain, 0 is the deepest"):
         choose_stage(sizes, 3)
 
 
@@ -172,7 +172,7 @@ def test_network_whose_features_no_module_makes() -> None:
             return x, self.classification_head(self.encoder(x) + 1)
 
     with pytest.raises(NotImplementedError, match="no module of Shifted .* integrated gradients"):
-        hires_cam()(Shifted(), torch.zeros(1, 1, 8, 8), 0)
+        hires_cam()(Shifted(), torch.zeros(1, 1, 8, 8), ClassSubject())
 
 
 @pytest.mark.parametrize("trainer", ["nnUNetTrainerMultiTaskLKA", "nnUNetTrainerBrainTumNet", "nnUNetTrainerJointUNet"])
@@ -221,7 +221,7 @@ def test_windows_are_weighted_as_in_the_class_probabilities(datasets: dict[str, 
     predictor = make_predictor(datasets, ToyNetwork().eval(), "2d")
     data = torch.zeros(1, 3, 32, 32)
     data[0, 0, 4:10, 4:10], data[0, 1, 4:10, 4:10] = 3.0, 1.0
-    maps = explain_preprocessed(predictor, data, 1, hires_cam(), controls=False)
+    maps = explain_preprocessed(predictor, data, ClassSubject(1), hires_cam(), controls=False)
     assert maps.random_head is None and maps.random_network is None and maps.completeness_error is None
     tumour = torch.sigmoid(torch.tensor([2.5, 0.5, -0.5]))  # of the brightest pixel
     activation = torch.tensor([2.5, 0.5, 0.0]) / 32**2  # mean pooling
@@ -234,7 +234,7 @@ def test_overlapping_windows_average(datasets: dict[str, Any]) -> None:
     """The toy's maps do not depend on where a window lies, so that their average is each of them."""
     predictor = make_predictor(datasets, ToyNetwork().eval(), "2d")
     data = torch.full((1, 1, 44, 70), 1.5)
-    maps = explain_preprocessed(predictor, data, 1, hires_cam(), controls=True)
+    maps = explain_preprocessed(predictor, data, ClassSubject(1), hires_cam(), controls=True)
     np.testing.assert_allclose(maps.trained, 1 / 32**2, rtol=1e-5)
     assert maps.random_network is not None and maps.random_network.shape == (1, 44, 70)
     assert not np.allclose(maps.random_network, maps.trained)

@@ -146,7 +146,7 @@ def test_networks(nnunet_folders: Any, trainer: str, configuration: str) -> None
     assert predictor.network.num_classes == (3 if has_classes else None)
     assert predictor.network.description.trainer == trainer
     if not has_classes:
-        with pytest.raises(ValueError, match="predicts no class; use nnUNetv2_predict"):
+        with pytest.raises(ValueError, match="predicts no class; name one that does"):
             OnnxJointPredictor(device=torch.device("cpu")).initialize_from_trained_model_folder(
                 str(folder), [0], CHECKPOINT
             )

@@ -146,13 +146,11 @@ def test_classes_of_another_model(nnunet_folders: Any, tmp_path: Path) -> None:
     of_array = bt.predict(array[None], masks, spacing=spacing, class_model=classes)
     assert of_array.mask.tobytes() == found.mask.tobytes() and found.mask.any()
     with pytest.raises(bt.InputError, match="nnUNetTrainer, which predicts no class"):
-        bt.predict(file, masks)
-    with pytest.raises(bt.InputError, match="nnUNetTrainer predicts no classes on its own; add a class model"):
-        bt.predict(file, bt.load_predictor(masks, classes=False))
+        bt.predict(file, masks, class_model=masks)
     with pytest.raises(bt.InputError, match="was loaded without its classes"):
         bt.predict(file, masks, class_model=bt.load_predictor(masks, classes=False))
-    with pytest.raises(bt.InputError, match="nothing to explain"):
-        bt.explain(tmp_path / "images", tmp_path / "out", bt.load_predictor(masks, classes=False))
+    with pytest.raises(bt.InputError, match="nnUNetTrainer predicts no classes; explain its masks"):
+        bt.explain(tmp_path / "images", tmp_path / "out", masks, mask=False)
 
 
 def test_calibrated(nnunet_folders: Any, tmp_path: Path) -> None:

@@ -349,5 +349,5 @@ def test_wrong_models_and_folders(model: Path, nnunet_folders: Any, tmp_path: Pa
     stock = make_trainer(7, plans, trainer="nnUNetTrainer")
     stock.on_train_start()
     stock.save_checkpoint(str(Path(stock.output_folder) / "checkpoint_final.pth"))
-    with pytest.raises(ValueError, match="nnUNetTrainer, which predicts no class; use nnUNetv2_predict"):
+    with pytest.raises(ValueError, match="nnUNetTrainer, which predicts no class; name one that does"):
         load(Path(stock.output_folder_base))

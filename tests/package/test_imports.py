@@ -264,9 +264,9 @@ def normalised(distribution: str) -> str:
 
 
 def declared_dependencies(setup_cfg: configparser.ConfigParser) -> set[str]:
-    """Of every installation, and of the extras for exported networks and DICOM, which only functions import."""
+    """Of every installation, and of extras, of which only functions or modules that are imported late know."""
     requirements = setup_cfg["options"]["install_requires"].split("\n")
-    for extra in ("onnx", "dicom"):
+    for extra in ("onnx", "dicom", "baselines"):
         requirements += setup_cfg["options.extras_require"][extra].split("\n")
     return {normalised(re.split(r"[<>=!~; ]", line.strip(), maxsplit=1)[0]) for line in requirements if line.strip()}
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from examples import ALL_TRAINERS, SOME_TRAINERS
+from examples import ALL_TRAINERS, OWN_TRAINERS, SOME_TRAINERS
 from nnunet_runs import make_trainer, plan_and_preprocess, write_dataset
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
@@ -27,9 +27,9 @@ SEGMENTATION_ONLY = {name for name in registered.__all__ if not hasattr(getattr(
 TORCHVISION = {f"nnUNetTrainerClassifier{name}" for name in ("FTCNN", "ResNet50", "DenseNet121", "GoogLeNet")}
 CLASSIFIERS = TORCHVISION | {"nnUNetTrainerClassifierUNet"}
 TWO_STAGE = "nnUNetTrainerBrainTumNetTwoStage"
-EVERYWHERE = [(name, "2d") for name in registered.__all__] + [
+EVERYWHERE = [(name, "2d") for name in OWN_TRAINERS] + [
     pytest.param(name, "3d_fullres", marks=() if name in SOME_TRAINERS else pytest.mark.thorough)
-    for name in registered.__all__
+    for name in OWN_TRAINERS
     if 3 in getattr(registered, name).dimensions
 ]
 
@@ -346,7 +346,7 @@ def test_stopped_training_is_validated_and_its_models_predict(
         predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,), "checkpoint_final.pth")
         joint = JointPredictor(device=torch.device("cpu"), allow_tqdm=False)
         if name == "nnUNetTrainerUNet":
-            with pytest.raises(ValueError, match="nnUNetTrainerUNet, which predicts no class; use nnUNetv2_predict"):
+            with pytest.raises(ValueError, match="nnUNetTrainerUNet, which predicts no class; name one"):
                 joint.initialize_from_trained_model_folder(trainer.output_folder_base, (0,))
         else:
             joint.initialize_from_trained_model_folder(trainer.output_folder_base, (0,))

@@ -44,10 +44,10 @@ def test_a_network_of_the_plans_is_named_for_both_of_nnunet():
 
 def test_only_networks_of_other_libraries_are_2d():
     """Those refuse 3-D plans; the others take both, see the contract of all networks."""
-    modules = ("torchvision_classifiers", "timm_unet", "timm_braintumnet")
+    modules = ("torchvision_classifiers", "timm_unet", "timm_braintumnet", "transunet", "swin_unet", "smp_networks")
     of_others = {each.name for each in DESCRIPTIONS if each.networks[0].split(".")[-2] in modules}
     assert {each.name for each in DESCRIPTIONS if each.dimensions == "2-D"} == of_others
-    assert len(of_others) == 6
+    assert len(of_others) == 16
 
 
 def test_table(capsys: pytest.CaptureFixture[str]):
