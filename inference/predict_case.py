@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
-from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 
 from braintum.conversion.format.calibration import Calibration
+from braintum.conversion.format.mask_features import voxels_at_temperature
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
 from braintum.inference.models.volume_orientation import turned_back
 from braintum.inference.prediction.aggregation_modes import AggregationMode
@@ -29,6 +29,7 @@ from braintum.inference.prediction.preprocessing import (
 )
 from braintum.inference.results.calibration import result_of
 from braintum.inference.results.results import tumour_volume
+from braintum.inference.results.trust import trust_of_case, voxels_of
 
 Image = str | os.PathLike[str] | np.ndarray | Sequence[str | os.PathLike[str]] | Sequence[np.ndarray]
 """A file or an array a channel, or one array of all channels."""
@@ -122,7 +123,7 @@ def predict_case(
         aggregation: of class evidence.
         exact: nnU-Net's order of computation; else in bulk.
         precision: of the network in bulk.
-        calibration: to be applied to the class probabilities.
+        calibration: to be applied to the probabilities of class and voxels; with what it promises beside.
 
     Raises:
         ValueError: the image cannot be read, or is not what the model takes; or the network's answer is NaN.
@@ -137,24 +138,25 @@ def predict_case(
         for each in models
     ]
     properties = arrays[0][1]
+    trust = None if calibration is None else calibration.trust
     with one_thread():
         preprocessed = [(case, [data for data, _ in arrays])]
         (predicted,) = predict_stream(predictor, class_predictor, preprocessed, 1, exact, precision)
         verdict = aggregate(predicted.evidence, aggregation)
         if (fault := fault_of_answer(predicted.logits, verdict)) is not None:
             raise ValueError(f"{case}: {fault}")
-        converted = convert_predicted_logits_to_segmentation_with_correct_shape(
-            predicted.logits,
-            model.plans_manager,
-            model.configuration_manager,
-            model.plans_manager.get_label_manager(model.dataset_json),
-            properties,
-            return_probabilities=save_probabilities,
-            num_threads_torch=1,
-        )
-    mask, probabilities = converted if save_probabilities else (converted, None)
+        voxels = voxels_of(predicted.logits, properties, model)
+    probabilities, mask, _, has_regions = voxels
     volume = tumour_volume(mask, properties["spacing"], model.reads_pictures)
-    result = result_of(case, verdict, schema, volume, calibration) | {DOUBTS: properties[DOUBTS]}
+    doubts = properties[DOUBTS]
+    result = result_of(case, verdict, schema, volume, calibration) | {DOUBTS: doubts}
+    if trust is not None:
+        given = None if trust.masks is None else voxels
+        result["trust"] = trust_of_case(trust, case, verdict, schema, class_predictor.folds, doubts, given)
+        if trust.masks is not None:
+            probabilities = voxels_at_temperature(probabilities, trust.masks.voxel_temperature, has_regions)
+    if not save_probabilities:
+        probabilities = None
     grid = image_spacing(properties, model)
     (mask, *turned), turned_grid = turned_back([mask, *(() if probabilities is None else probabilities)], properties)
     if turned_grid is not None:

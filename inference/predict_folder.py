@@ -51,6 +51,14 @@ from braintum.inference.results.results import (
     tumour_volume_in_file,
     write_classes_csv,
 )
+from braintum.inference.results.trust import (
+    INNER_FOLDER,
+    OUTER_FOLDER,
+    export_trusted,
+    trust_of_case,
+    voxels_of,
+    write_bound,
+)
 
 _MOST_READERS = 8
 _ABANDONED_SECONDS = 3600  # a temporary file that is older belongs to no running process
@@ -81,7 +89,7 @@ class PredictedFolder:
 class _Options:
     """How to predict; ``queue_length`` cases at most wait between reading, network and writing.
 
-    ``schema`` holds the classes that are predicted.
+    ``schema`` holds the classes that are predicted, ``folds`` those that predict them.
     """
 
     aggregation: AggregationMode
@@ -91,6 +99,8 @@ class _Options:
     precision: Precision
     calibration: Calibration | None
     schema: ClassSchema
+    folds: Sequence[int | str]
+    bounds: bool
 
 
 def predict_folder(
@@ -110,6 +120,7 @@ def predict_folder(
     exact: bool = True,
     precision: Precision = "auto",
     calibration: Calibration | None = None,
+    bounds: bool = False,
 ) -> PredictedFolder:
     """Predict segmentation and class of every case in a folder.
 
@@ -135,8 +146,10 @@ def predict_folder(
             classes is then not asked for.
         exact: nnU-Net's order of computation, whose files are nnU-Net's; else in bulk, equal to rounding, in less time.
         precision: of the network in bulk; see :class:`braintum.inference.prediction.bulk_prediction.BulkPredictor`.
-        calibration: of the model that predicts the classes, to be applied to their probabilities; None leaves them.
-            Earlier results that were calibrated otherwise do not count as complete.
+        calibration: of the model that predicts the classes, to be applied to their probabilities, and to those of the
+            voxels where it says how; None leaves them. Earlier results that were calibrated otherwise do not count as
+            complete.
+        bounds: also write the outer and the inner mask of each case into ``outer`` and ``inner``.
 
     Raises:
         FileNotFoundError: see :func:`braintum.inference.prediction.input_files.find_cases` and
@@ -147,6 +160,12 @@ def predict_folder(
         UnwritableFolderError: the disk is full, or the output folder read-only.
         OSError: a worker process was killed. The cases predicted so far are kept then, as after any other error.
     """
+    masks_trust = None if calibration is None or calibration.trust is None else calibration.trust.masks
+    if bounds and (masks_trust is None or masks_trust.outer is None or masks_trust.inner is None):
+        raise ValueError(
+            "outer and inner masks need a calibration of masks that could promise them: validate the folds with --npz, "
+            "run braintum_calibrate, and predict --calibrated"
+        )
     if not 0 <= part_id < num_parts:
         raise ValueError(f"part {part_id} of {num_parts}: parts count from 0 to {num_parts - 1}")
     source, target = Path(input_folder), Path(output_folder)
@@ -164,6 +183,8 @@ def predict_folder(
         precision=precision,
         calibration=calibration,
         schema=schema,
+        folds=class_predictor.folds,
+        bounds=bounds,
     )
     cases, failed = find_cases(source, ending, model.num_channels)
     classes_folder = target / CLASSES_FOLDER
@@ -175,8 +196,9 @@ def predict_folder(
     cases = dict(list(cases.items())[part_id::num_parts])
     failed = dict(list(failed.items())[part_id::num_parts])
 
-    classes_folder.mkdir(parents=True, exist_ok=True)
-    for folder in (target, classes_folder):
+    folders = [target, classes_folder, *((target / OUTER_FOLDER, target / INNER_FOLDER) if bounds else ())]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
         remove_partial_files(folder, _ABANDONED_SECONDS)
     classification = class_predictor.dataset_json["classification"]  # whoever reads the results finds their classes
     write_json_atomic(target / "dataset.json", {**model.dataset_json, "classification": classification})
@@ -189,6 +211,7 @@ def predict_folder(
 
     def is_complete(case: str) -> bool:
         files = [classes_folder / f"{case}.json", *(target / f"{case}{suffix}" for suffix in wanted_endings)]
+        files += [folder / f"{case}{ending}" for folder in folders[2:]]
         return all(file.is_file() for file in files) and is_calibrated_with(files[0], calibration)
 
     skipped = [case for case in cases if continue_prediction and is_complete(case)]
@@ -300,21 +323,34 @@ def _export(
         UnwritableFolderError: the disk is full, or the folder read-only.
     """
     ending, doubts = model.dataset_json["file_ending"], properties.pop(DOUBTS)
+    trust = None if options.calibration is None else options.calibration.trust
+    voxels = None if trust is None or trust.masks is None else voxels_of(logits, properties, model)
     try:
         with atomic_files(target, durable=True) as partial:
-            export_prediction_from_logits(
-                logits,
-                properties,
-                model.configuration_manager,
-                model.plans_manager,
-                model.dataset_json,
-                str(partial / case),
-                options.save_probabilities,
-                num_threads_torch=1,
-            )
-            reader_writer = model.plans_manager.image_reader_writer_class()
-            volume = tumour_volume_in_file(partial / f"{case}{ending}", reader_writer)
+            if voxels is not None:
+                volume = export_trusted(
+                    voxels, trust.masks, properties, model, partial, case, options.save_probabilities
+                )
+            else:
+                export_prediction_from_logits(
+                    logits,
+                    properties,
+                    model.configuration_manager,
+                    model.plans_manager,
+                    model.dataset_json,
+                    str(partial / case),
+                    options.save_probabilities,
+                    num_threads_torch=1,
+                )
+                reader_writer = model.plans_manager.image_reader_writer_class()
+                volume = tumour_volume_in_file(partial / f"{case}{ending}", reader_writer)
             result = result_of(case, verdict, options.schema, volume, options.calibration) | {DOUBTS: doubts}
+        if options.bounds:
+            for folder, threshold in ((OUTER_FOLDER, trust.masks.outer), (INNER_FOLDER, trust.masks.inner)):
+                with atomic_files(target / folder, durable=True) as partial:
+                    write_bound(voxels, threshold, properties, model, partial, case)
+        if trust is not None:
+            result["trust"] = trust_of_case(trust, case, verdict, options.schema, options.folds, doubts, voxels)
         write_json_atomic(target / CLASSES_FOLDER / f"{case}.json", result)
     except Exception:
         kept = "The cases predicted so far are kept: go on with --continue_prediction"

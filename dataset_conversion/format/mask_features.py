@@ -1,0 +1,94 @@
+"""What voxel probabilities tell of how good the mask is that was made of them.
+
+``braintum_calibrate`` computes these of the held-out cases, whose true masks are known, ``braintum_predict`` of new
+ones: the same few lines, on the grid of the image file in both cases.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.ndimage import label
+from scipy.special import entr
+
+from braintum.conversion.format.calibration import at_temperature
+
+_TINY = 1e-6  # voxels: keeps quotients of empty masks defined
+
+
+def tumour_probability(probabilities: np.ndarray, has_regions: bool) -> np.ndarray:
+    """Probability of any tumour, (Z, Y, X), float32.
+
+    Args:
+        probabilities: (labels, Z, Y, X) with the background first, or (regions, Z, Y, X).
+        has_regions: the latter; each region is a question of its own, and the largest answer counts.
+    """
+    return (probabilities.max(0) if has_regions else 1 - probabilities[0]).astype(np.float32)
+
+
+def voxels_at_temperature(probabilities: np.ndarray, temperature: float, has_regions: bool) -> np.ndarray:
+    """Voxel probabilities scaled as their logits divided by the temperature would be; shaped as given, float32."""
+    if has_regions:
+        both = np.stack([1 - probabilities, probabilities], -1)
+        return at_temperature(both, temperature)[..., 1].astype(np.float32)
+    return np.moveaxis(at_temperature(np.moveaxis(probabilities, 0, -1), temperature), -1, 0).astype(np.float32)
+
+
+def mask_features(
+    tumour: np.ndarray, mask: np.ndarray, voxel_size: float, class_result: Mapping[str, Any]
+) -> dict[str, float]:
+    """Numbers that rise or fall with the Dice of a mask.
+
+    Args:
+        tumour: (Z, Y, X), see :func:`tumour_probability`.
+        mask: (Z, Y, X) bool, the predicted tumour.
+        voxel_size: in mm³, mm² or pixels.
+        class_result: of the case, see :func:`braintum.inference.results.results.case_result`, without calibration.
+
+    Returns:
+        ``soft_dice``: Dice that the probabilities themselves expect of the mask, were voxels independent (Lipton et al.
+        2014). ``thresholds``: Dice between the masks at 0.3 and at 0.7. ``entropy``: of all voxels in bits, divided by
+        the expected size, which thin borders keep small. ``log_size``: decimal logarithm of the expected size.
+        ``peak``: highest probability. ``largest_part``: share of the mask in its largest part; 0 for none. ``class``:
+        probability of the predicted class. ``class_spread``: largest standard deviation of a class over mirrors.
+        ``agreement``: of mirrored passes about the mask; NaN where not known, as ``class_spread``.
+    """
+    inside, expected = float(tumour[mask].sum()), float(tumour.sum())
+    low, high = np.count_nonzero(tumour > 0.3), np.count_nonzero(tumour > 0.7)
+    uncertain = tumour[(tumour > 1e-3) & (tumour < 1 - 1e-3)].astype(np.float64)
+    entropy = float((entr(uncertain) + entr(1 - uncertain)).sum()) / np.log(2)
+    spreads = [value for value in (class_result.get("mirror_spread") or {}).values() if value is not None]
+    agreement = class_result.get("mask_agreement")
+    return {
+        "soft_dice": 2 * inside / (np.count_nonzero(mask) + expected + _TINY),
+        "thresholds": 2 * high / (low + high) if low else 0.0,
+        "entropy": min(entropy / (expected + 1), 10.0),
+        "log_size": float(np.log10((expected + 1) * voxel_size)),
+        "peak": float(tumour.max()),
+        "largest_part": _share_of_largest_part(mask),
+        "class": float(max(class_result["probabilities"].values())),
+        "class_spread": max(spreads, default=float("nan")),
+        "agreement": float("nan") if agreement is None else float(agreement),
+    }
+
+
+def voxel_size(spacing: Sequence[float], is_single_slice: bool, is_picture: bool) -> float:
+    """mm³ of volumes, mm² of single slices, 1 of pictures.
+
+    Args:
+        spacing: Z, Y, X, as nnU-Net's readers give it; the first one of a single slice is a placeholder.
+        is_single_slice: one slice only.
+        is_picture: without a spacing in mm.
+    """
+    if is_picture:
+        return 1.0
+    return float(np.prod(spacing[1:] if is_single_slice else spacing))
+
+
+def _share_of_largest_part(mask: np.ndarray) -> float:
+    if not mask.any():
+        return 0.0
+    box = tuple(slice(found.min(), found.max() + 1) for found in np.nonzero(mask))
+    parts, _ = label(mask[box])
+    counts = np.bincount(parts.ravel())[1:]
+    return float(counts.max() / counts.sum())
