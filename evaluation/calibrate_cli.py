@@ -14,9 +14,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line; flags are named as nnU-Net's."""
     parser = argparse.ArgumentParser(
         prog="braintum_calibrate",
-        description="Fit a temperature to the class predictions of held-out cases (the validation of a model's folds), "
+        description="Fit a temperature to the class predictions of held-out cases (the validation of a model's folds) "
         "and what may be promised of masks, sizes and class sets, and store it in dataset.json of the model, where an "
-        "export keeps it; braintum_predict --calibrated applies it. What concerns masks needs folds that were validated "
+        "export keeps it; braintum_predict --calibrated applies it. Masks are included where the folds were validated "
         "with --npz. Also writes calibration.json, trust.json, risk_coverage.csv and calibration.png.",
     )
     model = parser.add_argument_group("model", "a folder (-m), or what it was trained from (-d -c)")
@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     promises = parser.add_argument_group("promises", "that braintum_predict --calibrated makes, shares of 1")
     for flag, default, text in (
-        ("--coverage", 0.9, "of class sets, and of intervals of Dice and size"),
+        ("--coverage", 0.95, "of class sets, and of intervals of Dice and size"),
         ("--target-dice", 0.7, "that accepted masks should reach; the others are marked for review"),
         ("--accepted-share", 0.95, "of the accepted masks that should reach it"),
         ("--missed-share", 0.1, "of a tumour that the outer mask may miss on average, and of the inner one's errors"),

@@ -11,7 +11,7 @@ import numpy as np
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 
 from braintum.conversion.format.calibration import Calibration
-from braintum.conversion.format.mask_features import voxels_at_temperature
+from braintum.conversion.format.mask_features import calibrated_voxels
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
 from braintum.inference.models.volume_orientation import turned_back
 from braintum.inference.prediction.aggregation_modes import AggregationMode
@@ -153,8 +153,9 @@ def predict_case(
     if trust is not None:
         given = None if trust.masks is None else voxels
         result["trust"] = trust_of_case(trust, case, verdict, schema, class_predictor.folds, doubts, given)
-        if trust.masks is not None:
-            probabilities = voxels_at_temperature(probabilities, trust.masks.voxel_temperature, has_regions)
+        if trust.masks is not None and save_probabilities:
+            temperatures = trust.masks.voxel_temperature, trust.masks.border_temperature
+            probabilities = calibrated_voxels(probabilities, mask > 0, *temperatures, has_regions)
     if not save_probabilities:
         probabilities = None
     grid = image_spacing(properties, model)

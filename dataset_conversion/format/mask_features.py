@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import label
+from scipy.ndimage import binary_dilation, binary_erosion, label
 from scipy.special import entr
 
 from braintum.conversion.format.calibration import at_temperature
 
+BAND = 3
+"""Voxels on either side of the border of the predicted mask, in which calibration is looked at apart."""
 _TINY = 1e-6  # voxels: keeps quotients of empty masks defined
 
 
@@ -26,12 +28,43 @@ def tumour_probability(probabilities: np.ndarray, has_regions: bool) -> np.ndarr
     return (probabilities.max(0) if has_regions else 1 - probabilities[0]).astype(np.float32)
 
 
-def voxels_at_temperature(probabilities: np.ndarray, temperature: float, has_regions: bool) -> np.ndarray:
-    """Voxel probabilities scaled as their logits divided by the temperature would be; shaped as given, float32."""
+def border_band(mask: np.ndarray) -> np.ndarray:
+    """Voxels within :data:`BAND` of the border of a mask (Z, Y, X), bool; of a single slice, within the slice."""
+    band = np.zeros(mask.shape, dtype=bool)
+    if not mask.any():
+        return band
+    box = tuple(slice(max(0, at.min() - BAND), at.max() + BAND + 1) for at in np.nonzero(mask))
+    structure = np.ones((1 if len(mask) == 1 else 3, 3, 3), dtype=bool)
+    band[box] = binary_dilation(mask[box], structure, BAND) & ~binary_erosion(mask[box], structure, BAND)
+    return band
+
+
+def calibrated_voxels(
+    probabilities: np.ndarray, mask: np.ndarray, temperature: float, border_temperature: float, has_regions: bool
+) -> np.ndarray:
+    """Voxel probabilities as if logits were divided by one temperature at the mask's border, by another elsewhere.
+
+    A network is much too sure of where a border runs, and hardly too sure of the rest: one temperature cannot mend both
+    (local scaling: Ding et al. 2021, https://arxiv.org/abs/2008.05105). The most probable label stays.
+
+    Args:
+        probabilities: (labels or regions, Z, Y, X).
+        mask: (Z, Y, X) bool, predicted.
+        temperature: away from the border.
+        border_temperature: of :func:`border_band`.
+        has_regions: whether these are probabilities of regions.
+
+    Returns:
+        Shaped as given, float32.
+    """
+    rows = np.moveaxis(probabilities, 0, -1)  # (Z, Y, X, labels)
     if has_regions:
-        both = np.stack([1 - probabilities, probabilities], -1)
-        return at_temperature(both, temperature)[..., 1].astype(np.float32)
-    return np.moveaxis(at_temperature(np.moveaxis(probabilities, 0, -1), temperature), -1, 0).astype(np.float32)
+        rows = np.stack([1 - rows, rows], -1)  # (Z, Y, X, regions, 2)
+    band = border_band(mask)
+    scaled = np.empty(rows.shape, np.float32)
+    for where, divisor in ((~band, temperature), (band, border_temperature)):
+        scaled[where] = at_temperature(rows[where], divisor)
+    return np.moveaxis(scaled[..., 1] if has_regions else scaled, -1, 0)
 
 
 def mask_features(

@@ -59,7 +59,8 @@ class MaskTrust:
         missed_share: of a tumour that the outer mask may miss on average, and that may be wrong in the inner mask.
         outer: tumour probability from which on a voxel is in the outer mask; None where none keeps the promise.
         inner: likewise for the inner mask.
-        voxel_temperature: of the voxel probabilities.
+        voxel_temperature: of the voxel probabilities away from the border of the mask.
+        border_temperature: near the border.
     """
 
     quality: QualityModel
@@ -74,6 +75,7 @@ class MaskTrust:
     outer: float | None
     inner: float | None
     voxel_temperature: float
+    border_temperature: float
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,13 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
-from scipy.ndimage import binary_dilation, binary_erosion
 from tqdm import tqdm
 
-from braintum.conversion.format.mask_features import mask_features, tumour_probability, voxel_size
+from braintum.conversion.format.mask_features import border_band, mask_features, tumour_probability, voxel_size
 from braintum.evaluation.results.predictions import Predictions
 
 THRESHOLDS = np.concatenate([[0.001, 0.002, 0.005], np.arange(1, 100) / 100, [0.995, 0.998, 0.999]])
 """Tumour probabilities that outer and inner masks may begin at."""
-BAND = 3
-"""Voxels on either side of the border of the predicted mask, in which calibration is looked at apart."""
 _SAMPLED_VOXELS = 400  # of each case, and as many of its band
 
 
@@ -37,7 +34,9 @@ class HeldOutMasks:
         voxels: (voxels, labels), probabilities of voxels drawn from all cases; of regions (voxels, 2), each by itself.
         voxel_labels: (voxels,), which is true.
         voxel_cases: (voxels,), row of the case.
-        in_band: (voxels,) bool: drawn from the border band; the others from everywhere.
+        in_band: (voxels,) bool: lies near the border, see
+            :func:`~braintum.conversion.format.mask_features.border_band`.
+        from_band: (voxels,) bool: drawn from there; the others were drawn from everywhere.
     """
 
     names: tuple[str, ...]
@@ -52,6 +51,7 @@ class HeldOutMasks:
     voxel_labels: np.ndarray
     voxel_cases: np.ndarray
     in_band: np.ndarray
+    from_band: np.ndarray
 
 
 def held_out_masks(predictions: Predictions, show_progress: bool = True) -> HeldOutMasks | None:
@@ -110,7 +110,7 @@ def held_out_masks(predictions: Predictions, show_progress: bool = True) -> Held
         *(np.array([row[key] for row in rows]) for key in ("dice", "true_size", "voxel_size", "missed", "wrong")),
         *(np.concatenate([row[key] for row in rows]) for key in ("voxels", "voxel_labels")),
         np.repeat(np.arange(len(rows)), [len(row["voxel_labels"]) for row in rows]),
-        np.concatenate([row["in_band"] for row in rows]),
+        *(np.concatenate([row[key] for row in rows]) for key in ("in_band", "from_band")),
     )
 
 
@@ -156,11 +156,12 @@ def _described(
     total, both = int(true.sum()), int((true & predicted).sum())
     above_true = _counts_above(tumour[true])
     above = _counts_above(tumour[known])
-    chosen, in_band = (
+    band = border_band(mask)
+    anywhere, near_border = (
         random.choice(voxels, _SAMPLED_VOXELS if len(voxels) else 0)
-        for voxels in (np.flatnonzero(known), np.flatnonzero(_border_band(mask) & known))
+        for voxels in (np.flatnonzero(known), np.flatnonzero(band & known))
     )
-    drawn = np.concatenate([chosen, in_band])
+    drawn = np.concatenate([anywhere, near_border])
     voxels, voxel_labels = _voxels(probabilities.reshape(len(probabilities), -1)[:, drawn], truth.flat[drawn], regions)
     repeats = len(voxel_labels) // len(drawn)
     return {
@@ -172,7 +173,8 @@ def _described(
         "wrong": np.where(above > 0, 1 - above_true / np.maximum(above, 1), 0.0),
         "voxels": voxels,
         "voxel_labels": voxel_labels,
-        "in_band": np.tile(np.arange(len(drawn)) >= len(chosen), repeats),
+        "in_band": np.tile(band.flat[drawn], repeats),
+        "from_band": np.tile(np.arange(len(drawn)) >= len(anywhere), repeats),
     }
 
 
@@ -181,17 +183,6 @@ def _counts_above(values: np.ndarray) -> np.ndarray:
     edges = THRESHOLDS.astype(np.float32)
     values = np.sort(values[values >= edges[0]])
     return len(values) - np.searchsorted(values, edges)
-
-
-def _border_band(mask: np.ndarray) -> np.ndarray:
-    """Voxels within :data:`BAND` of the border of a mask, slice by slice of what is flat."""
-    band = np.zeros_like(mask)
-    if not mask.any():
-        return band
-    box = tuple(slice(max(0, at.min() - BAND), at.max() + BAND + 1) for at in np.nonzero(mask))
-    structure = np.ones((1 if len(mask) == 1 else 3, 3, 3), bool)
-    band[box] = binary_dilation(mask[box], structure, BAND) & ~binary_erosion(mask[box], structure, BAND)
-    return band
 
 
 def _voxels(probabilities: np.ndarray, truth: np.ndarray, regions: list[Any] | None) -> tuple[np.ndarray, np.ndarray]:

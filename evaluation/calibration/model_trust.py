@@ -195,7 +195,7 @@ def trust_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         if (found := masks[name]) is not None:
             text = f"{_figure(found['loss'])} {loss} on average; median size {found['size']:.2f} of the true one"
             rows.append((f"{name} mask (target: {promises['missed_share']:g})", text))
-    for where, title in (("all", "all voxels"), ("band", "voxels near the border")):
+    for where, title in (("all", "all voxels"), ("border", "voxels near the border")):
         if where in masks["voxels"]:
             error = masks["voxels"][where]
             rows.append((f"calibration error of {title}", f"{error['before']:.4f} before, {error['after']:.4f} after"))

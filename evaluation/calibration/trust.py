@@ -22,7 +22,7 @@ from braintum.evaluation.calibration.calibration import HeldOutCases, parts_of_p
 from braintum.evaluation.calibration.conformal import conformal_quantile, risk_controlled
 from braintum.evaluation.calibration.held_out_masks import THRESHOLDS, HeldOutMasks
 from braintum.evaluation.calibration.reliability import CalibrationFigures
-from braintum.evaluation.calibration.temperature import fit_temperature
+from braintum.evaluation.calibration.temperature import NoTemperatureError, fit_temperature
 from braintum.evaluation.metrics.selective import threshold_for
 from braintum.evaluation.metrics.statistics import bootstrap_means
 
@@ -48,7 +48,7 @@ class Promises:
         missed_share: of a tumour that the outer mask may miss on average, and of the inner mask that may be wrong.
     """
 
-    coverage: float = 0.9
+    coverage: float = 0.95
     target_dice: float = 0.7
     accepted_share: float = 0.95
     missed_share: float = 0.1
@@ -182,8 +182,14 @@ def fit_quality(table: np.ndarray, names: Sequence[str], dice: np.ndarray) -> Qu
     known = np.isfinite(table).all(0) & (table.std(0) > 1e-9)
     chosen = table[:, known]
     mean, scale = chosen.mean(0), chosen.std(0)
-    network = MLPRegressor((_HIDDEN_UNITS,), activation="tanh", solver="lbfgs", alpha=_DECAY, max_iter=2000)
-    network.set_params(random_state=0).fit(np.clip((chosen - mean) / scale, -4, 4), dice)
+    network = MLPRegressor(
+        hidden_layer_sizes=(_HIDDEN_UNITS,),
+        activation="tanh",
+        solver="lbfgs",
+        alpha=_DECAY,
+        max_iter=1000,
+        random_state=0,
+    ).fit(np.clip((chosen - mean) / scale, -4, 4), dice)
     hidden = np.vstack([network.coefs_[0], network.intercepts_[0]])
     output = np.concatenate([network.coefs_[1][:, 0], network.intercepts_[1]])
     return QualityModel(
@@ -212,9 +218,6 @@ def fit_masks(
         units: of the cases.
         rows: (cases,) bool, the cases that count.
         promises: to be kept.
-
-    Raises:
-        NoTemperatureError: the voxels determine no temperature.
     """
     shown = rows & np.isfinite(masks.dice)
     of_shown, side = units.of_case[shown], (1 - promises.coverage) / 2
@@ -241,7 +244,8 @@ def fit_masks(
         volume_above=conformal_quantile(log_ratio, of_shown, side),
         missed_share=promises.missed_share,
         **{name: None if at is None else float(thresholds[name][at]) for name, at in settings.items()},
-        voxel_temperature=fit_temperature(masks.voxels[chosen], masks.voxel_labels[chosen]),
+        voxel_temperature=_voxel_temperature(masks, chosen & ~masks.in_band),
+        border_temperature=_voxel_temperature(masks, chosen & masks.in_band),
     )
 
 
@@ -271,7 +275,7 @@ def mask_figures(masks: HeldOutMasks, expected: np.ndarray, units: Units, promis
         coverage, ``risk_coverage`` (``coverage``, ``dice``), ``accepted`` and ``accepted_good`` (shares at the
         threshold), ``dice_interval`` and ``volume_interval`` (``coverage``, ``width``: of sizes relative to the true
         one, median), ``outer`` and ``inner`` (``loss``, ``size`` relative to the true one, median) and ``voxels``
-        (``ece`` before and after, of all and of the border band).
+        (``ece`` before and after, of all and of the border).
     """
     from scipy.stats import spearmanr
     from sklearn.metrics import roc_auc_score
@@ -285,7 +289,9 @@ def mask_figures(masks: HeldOutMasks, expected: np.ndarray, units: Units, promis
         own = units.parts == part
         fitted = fit_masks(masks, expected, units, ~own, promises)
         own_voxels = own[masks.voxel_cases]
-        after[own_voxels] = at_temperature(masks.voxels[own_voxels], fitted.voxel_temperature)
+        for is_near, temperature in ((False, fitted.voxel_temperature), (True, fitted.border_temperature)):
+            there = own_voxels & (masks.in_band == is_near)
+            after[there] = at_temperature(masks.voxels[there], temperature)
         own &= shown
         low, high = dice_bounds(fitted, expected[own])
         rows["dice_hit"][own] = (low - 1e-9 <= masks.dice[own]) & (masks.dice[own] <= high + 1e-9)
@@ -333,7 +339,7 @@ def mask_figures(masks: HeldOutMasks, expected: np.ndarray, units: Units, promis
                 "before": _ece(masks.voxels[chosen], masks.voxel_labels[chosen]),
                 "after": _ece(after[chosen], masks.voxel_labels[chosen]),
             }
-            for where, chosen in (("all", ~masks.in_band), ("band", masks.in_band))
+            for where, chosen in (("all", ~masks.from_band), ("border", masks.from_band))
             if chosen.any()
         },
     }
@@ -343,6 +349,14 @@ _JUDGED = (
     *("dice_hit", "dice_width", "volume_hit", "volume_width", "accepted"),
     *("outer", "outer_size", "inner", "inner_size"),
 )
+
+
+def _voxel_temperature(masks: HeldOutMasks, chosen: np.ndarray) -> float:
+    """1, which changes nothing, where the voxels determine none: where all are right, or there are none."""
+    try:
+        return fit_temperature(masks.voxels[chosen], masks.voxel_labels[chosen]) if chosen.any() else 1.0
+    except NoTemperatureError:
+        return 1.0
 
 
 def _log_ratio(masks: HeldOutMasks) -> np.ndarray:

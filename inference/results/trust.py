@@ -9,12 +9,7 @@ from batchgenerators.utilities.file_and_folder_operations import save_pickle
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 
 from braintum.conversion.format.cases import ClassSchema
-from braintum.conversion.format.mask_features import (
-    mask_features,
-    tumour_probability,
-    voxel_size,
-    voxels_at_temperature,
-)
+from braintum.conversion.format.mask_features import calibrated_voxels, mask_features, tumour_probability, voxel_size
 from braintum.conversion.format.trust import MaskTrust, Trust, mask_statement
 from braintum.inference.prediction.class_evidence import ClassVerdict
 from braintum.inference.prediction.preprocessing import ModelDescription
@@ -117,7 +112,8 @@ def export_trusted(
     """
     probabilities, mask, _, has_regions = voxels
     if save_probabilities:
-        calibrated = voxels_at_temperature(probabilities, masks.voxel_temperature, has_regions)
+        temperatures = masks.voxel_temperature, masks.border_temperature
+        calibrated = calibrated_voxels(probabilities, mask > 0, *temperatures, has_regions)
         np.savez_compressed(folder / f"{case}.npz", probabilities=calibrated)
         save_pickle(properties, str(folder / f"{case}.pkl"))
     write_mask(mask, properties, model, folder, case)
