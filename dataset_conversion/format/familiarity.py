@@ -15,6 +15,7 @@ import numpy as np
 FEATURES_FILE = "encoder_features.npy"
 """Of a fold's validation: means of the encoder's deepest features, a row a case, as in ``classification.json``."""
 _DIRECTIONS = 24
+_ROUNDING = 0.01  # of the features' spread: less is lost in half precision, and tells nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +45,12 @@ class Familiarity:
             raise ValueError("one image does not tell what images look like")
         mean = features.mean(0)
         _, scales, rows = np.linalg.svd(features - mean, full_matrices=False)
+        if scales[0] == 0:
+            raise ValueError("all images look alike to the encoder")
         count = min(_DIRECTIONS, len(features) // 4 + 1, int((scales > 1e-6 * scales[0]).sum()))
         deviations = scales[:count] / np.sqrt(len(features))
-        centred = features - mean
-        left = centred - centred @ rows[:count].T @ rows[:count]
-        rest = float(np.sqrt((left**2).sum(1).mean()))
+        total = (scales**2).sum() / len(features)
+        rest = float(np.sqrt(max((scales[count:] ** 2).sum() / len(features), _ROUNDING**2 * total)))
         return cls(mean, rows[:count] / deviations[:, None], rest)
 
     def distance(self, features: np.ndarray) -> np.ndarray:
@@ -57,8 +59,7 @@ class Familiarity:
         along = centred @ self.directions.T
         norms = (self.directions**2).sum(1)
         left = centred - (along / norms) @ self.directions
-        rest = (left**2).sum(1) / max(self.rest, 1e-12) ** 2
-        return np.sqrt((along**2).sum(1) + rest)
+        return np.sqrt((along**2).sum(1) + (left**2).sum(1) / self.rest**2)
 
     def to_json(self) -> dict[str, Any]:
         """Arrays in half precision as base64."""
