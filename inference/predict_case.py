@@ -11,7 +11,6 @@ import numpy as np
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 
 from braintum.conversion.format.calibration import Calibration
-from braintum.conversion.format.mask_features import calibrated_voxels
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
 from braintum.inference.models.volume_orientation import turned_back
 from braintum.inference.prediction.aggregation_modes import AggregationMode
@@ -28,8 +27,7 @@ from braintum.inference.prediction.preprocessing import (
     with_class_predictor,
 )
 from braintum.inference.results.calibration import result_of
-from braintum.inference.results.results import tumour_volume
-from braintum.inference.results.trust import trust_of_case, voxels_of
+from braintum.inference.results.trust import Voxels, trust_of_case
 
 Image = str | os.PathLike[str] | np.ndarray | Sequence[str | os.PathLike[str]] | Sequence[np.ndarray]
 """A file or an array a channel, or one array of all channels."""
@@ -145,19 +143,16 @@ def predict_case(
         verdict = aggregate(predicted.evidence, aggregation)
         if (fault := fault_of_answer(predicted.logits, verdict)) is not None:
             raise ValueError(f"{case}: {fault}")
-        voxels = voxels_of(predicted.logits, properties, model)
-    probabilities, mask, _, has_regions = voxels
-    volume = tumour_volume(mask, properties["spacing"], model.reads_pictures)
-    doubts = properties[DOUBTS]
+        voxels = Voxels.of(predicted.logits, properties, model)
+    mask, volume, doubts = voxels.mask, voxels.volume, properties[DOUBTS]
     result = result_of(case, verdict, schema, volume, calibration) | {DOUBTS: doubts}
+    masks = None if trust is None else trust.masks
     if trust is not None:
-        given = None if trust.masks is None else voxels
+        given = None if masks is None else voxels
         result["trust"] = trust_of_case(trust, case, verdict, schema, class_predictor.folds, doubts, given)
-        if trust.masks is not None and save_probabilities:
-            temperatures = trust.masks.voxel_temperature, trust.masks.border_temperature
-            probabilities = calibrated_voxels(probabilities, mask > 0, *temperatures, has_regions)
-    if not save_probabilities:
-        probabilities = None
+    probabilities = None
+    if save_probabilities:
+        probabilities = voxels.probabilities if masks is None else voxels.calibrated(masks)
     grid = image_spacing(properties, model)
     (mask, *turned), turned_grid = turned_back([mask, *(() if probabilities is None else probabilities)], properties)
     if turned_grid is not None:

@@ -51,14 +51,7 @@ from braintum.inference.results.results import (
     tumour_volume_in_file,
     write_classes_csv,
 )
-from braintum.inference.results.trust import (
-    INNER_FOLDER,
-    OUTER_FOLDER,
-    export_trusted,
-    trust_of_case,
-    voxels_of,
-    write_bound,
-)
+from braintum.inference.results.trust import INNER_FOLDER, OUTER_FOLDER, Voxels, trust_of_case
 
 _MOST_READERS = 8
 _ABANDONED_SECONDS = 3600  # a temporary file that is older belongs to no running process
@@ -324,13 +317,15 @@ def _export(
     """
     ending, doubts = model.dataset_json["file_ending"], properties.pop(DOUBTS)
     trust = None if options.calibration is None else options.calibration.trust
-    voxels = None if trust is None or trust.masks is None else voxels_of(logits, properties, model)
+    masks = None if trust is None else trust.masks
+    voxels = None if masks is None else Voxels.of(logits, properties, model)
     try:
         with atomic_files(target, durable=True) as partial:
-            if voxels is not None:
-                volume = export_trusted(
-                    voxels, trust.masks, properties, model, partial, case, options.save_probabilities
-                )
+            if masks is not None and voxels is not None:
+                voxels.write(partial, case)
+                if options.save_probabilities:
+                    voxels.write_probabilities(partial, case, masks)
+                volume = voxels.volume
             else:
                 export_prediction_from_logits(
                     logits,
@@ -345,10 +340,11 @@ def _export(
                 reader_writer = model.plans_manager.image_reader_writer_class()
                 volume = tumour_volume_in_file(partial / f"{case}{ending}", reader_writer)
             result = result_of(case, verdict, options.schema, volume, options.calibration) | {DOUBTS: doubts}
-        if options.bounds:
-            for folder, threshold in ((OUTER_FOLDER, trust.masks.outer), (INNER_FOLDER, trust.masks.inner)):
-                with atomic_files(target / folder, durable=True) as partial:
-                    write_bound(voxels, threshold, properties, model, partial, case)
+        if options.bounds and masks is not None and voxels is not None:
+            for folder, threshold in ((OUTER_FOLDER, masks.outer), (INNER_FOLDER, masks.inner)):
+                if threshold is not None:
+                    with atomic_files(target / folder, durable=True) as partial:
+                        voxels.write_bound(partial, case, threshold)
         if trust is not None:
             result["trust"] = trust_of_case(trust, case, verdict, options.schema, options.folds, doubts, voxels)
         write_json_atomic(target / CLASSES_FOLDER / f"{case}.json", result)

@@ -1,7 +1,7 @@
 r"""How often images of other kinds look unfamiliar to a model's encoder.
 
-    python benchmarks/robustness/unfamiliar_images.py MODEL_FOLDER -f 3 --held-out imagesTr \
-        "FLAIR=brats2021/*/*_flair.nii.gz" "photographs=photos/*.png"
+    python benchmarks/robustness/unfamiliar_images.py MODEL_FOLDER \
+        "FLAIR=brats2021/*/*_flair.nii.gz" "photographs=photos/*.png" -f 3 --held-out imagesTr
 
 Two thirds of the held-out images of the fold fit what is familiar, as braintum_calibrate does; the others, changed in
 several ways, and the images of each given kind are judged. KIND#2=PATTERN takes the third channel of pictures, else

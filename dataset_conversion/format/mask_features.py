@@ -4,14 +4,14 @@
 ones: the same few lines, on the grid of the image file in both cases.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.ndimage import binary_dilation, binary_erosion, label
 from scipy.special import entr
 
 from braintum.conversion.format.calibration import at_temperature
+from braintum.conversion.format.trust import SIZE
 
 BAND = 3
 """Voxels on either side of the border of the predicted mask, in which calibration is looked at apart."""
@@ -67,40 +67,36 @@ def calibrated_voxels(
     return np.moveaxis(scaled[..., 1] if has_regions else scaled, -1, 0)
 
 
-def mask_features(
-    tumour: np.ndarray, mask: np.ndarray, voxel_size: float, class_result: Mapping[str, Any]
-) -> dict[str, float]:
-    """Numbers that rise or fall with the Dice of a mask.
+def mask_features(tumour: np.ndarray, mask: np.ndarray, voxel_size: float, agreement: float | None) -> dict[str, float]:
+    """Numbers that rise or fall with the Dice of a mask, and its expected size.
+
+    Size and class tell of the Dice, too, but not in the same way in every fold: they made the regressor worse where it
+    had not seen the network before, and so are not among them.
 
     Args:
         tumour: (Z, Y, X), see :func:`tumour_probability`.
         mask: (Z, Y, X) bool, the predicted tumour.
         voxel_size: in mm³, mm² or pixels.
-        class_result: of the case, see :func:`braintum.inference.results.results.case_result`, without calibration.
+        agreement: of mirrored passes about the mask (``mask_agreement`` of a case's result); None where not known.
 
     Returns:
         ``soft_dice``: Dice that the probabilities themselves expect of the mask, were voxels independent (Lipton et al.
         2014). ``thresholds``: Dice between the masks at 0.3 and at 0.7. ``entropy``: of all voxels in bits, divided by
         the expected size, which thin borders keep small. ``log_size``: decimal logarithm of the expected size.
-        ``peak``: highest probability. ``largest_part``: share of the mask in its largest part; 0 for none. ``class``:
-        probability of the predicted class. ``class_spread``: largest standard deviation of a class over mirrors.
-        ``agreement``: of mirrored passes about the mask; NaN where not known, as ``class_spread``.
+        ``peak``: highest probability. ``largest_part``: share of the mask in its largest part; 0 for none.
+        ``agreement``: as given; NaN where not known.
     """
     inside, expected = float(tumour[mask].sum()), float(tumour.sum())
     low, high = np.count_nonzero(tumour > 0.3), np.count_nonzero(tumour > 0.7)
     uncertain = tumour[(tumour > 1e-3) & (tumour < 1 - 1e-3)].astype(np.float64)
     entropy = float((entr(uncertain) + entr(1 - uncertain)).sum()) / np.log(2)
-    spreads = [value for value in (class_result.get("mirror_spread") or {}).values() if value is not None]
-    agreement = class_result.get("mask_agreement")
     return {
         "soft_dice": 2 * inside / (np.count_nonzero(mask) + expected + _TINY),
         "thresholds": 2 * high / (low + high) if low else 0.0,
         "entropy": min(entropy / (expected + 1), 10.0),
-        "log_size": float(np.log10((expected + 1) * voxel_size)),
+        SIZE: float(np.log10((expected + 1) * voxel_size)),
         "peak": float(tumour.max()),
         "largest_part": _share_of_largest_part(mask),
-        "class": float(max(class_result["probabilities"].values())),
-        "class_spread": max(spreads, default=float("nan")),
         "agreement": float("nan") if agreement is None else float(agreement),
     }
 

@@ -13,6 +13,8 @@ import numpy as np
 from braintum.conversion.format.familiarity import Familiarity
 
 TRUST_KEY = "trust"
+SIZE = "log_size"
+"""Name of the feature that is the expected size; the others are for the expected Dice."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def mask_statement(masks: MaskTrust, features: Mapping[str, float], voxel_size: 
         )
     dice = float(masks.quality.expected_dice(row)[0])
     low, high = dice_bounds(masks, np.array([dice]))
-    smallest, largest = volume_bounds(masks, np.array([features["log_size"]]), np.array([dice]), voxel_size)
+    smallest, largest = volume_bounds(masks, np.array([features[SIZE]]), np.array([dice]), voxel_size)
     return {
         "expected_dice": dice,
         "dice_interval": [float(low[0]), float(high[0])],

@@ -93,7 +93,7 @@ def held_out_masks(predictions: Predictions, show_progress: bool = True) -> Held
                     truth[0],
                     known,
                     size,
-                    predictions.class_results.get(case, {"probabilities": {"": 1.0}}),
+                    predictions.class_results.get(case, {}).get("mask_agreement"),
                     regions,
                     np.random.default_rng(len(found)),
                 ),
@@ -134,7 +134,7 @@ def _described(
     truth: np.ndarray,
     known: np.ndarray,
     size: float,
-    class_result: Mapping[str, Any],
+    agreement: float | None,
     regions: list[Any] | None,
     random: np.random.Generator,
 ) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _described(
         truth: (Z, Y, X), labels.
         known: (Z, Y, X) bool, where the truth is no *ignore*.
         size: of a voxel.
-        class_result: of the case.
+        agreement: of mirrored passes.
         regions: labels of each channel of ``probabilities``; None where channels are labels.
         random: draws the voxels.
     """
@@ -165,7 +165,7 @@ def _described(
     voxels, voxel_labels = _voxels(probabilities.reshape(len(probabilities), -1)[:, drawn], truth.flat[drawn], regions)
     repeats = len(voxel_labels) // len(drawn)
     return {
-        "features": mask_features(tumour, mask, size, class_result),
+        "features": mask_features(tumour, mask, size, agreement),
         "dice": 2 * both / (total + int(predicted.sum())) if total else float("nan"),
         "true_size": total * size,
         "voxel_size": size,

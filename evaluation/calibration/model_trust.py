@@ -27,6 +27,7 @@ from braintum.evaluation.calibration.trust import (
 )
 from braintum.evaluation.results.case_table import CaseTable
 from braintum.evaluation.results.predictions import VALIDATION_CLASSES_FILE, Predictions, read_json
+from braintum.evaluation.results.tables import number
 
 TRUST_FILE = "trust.json"
 _CLEARLY_LESS = 0.05
@@ -163,12 +164,11 @@ def trust_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     masks = figures["masks"]
     if masks is None:
         return rows
-    auroc = "undefined" if masks["auroc_bad"] is None else f"{masks['auroc_bad']:.3f}"
     rows += [
         (
             "expected against true Dice",
-            f"correlation {masks['correlation']:.3f}, of ranks {masks['rank_correlation']:.3f}; mean error "
-            f"{masks['mean_error']:.3f}; AUROC for Dice below 0.5 {auroc}",
+            f"correlation {number(masks['correlation'])}, of ranks {number(masks['rank_correlation'])}; mean error "
+            f"{number(masks['mean_error'])}; AUROC for Dice below 0.5 {number(masks['auroc_bad'])}",
         ),
         (
             "mean Dice of the 80 % with the highest expected one",

@@ -17,7 +17,15 @@ import numpy as np
 
 from braintum.conversion.format.calibration import at_temperature
 from braintum.conversion.format.familiarity import Familiarity
-from braintum.conversion.format.trust import MaskTrust, QualityModel, Trust, dice_bounds, doubt, volume_bounds
+from braintum.conversion.format.trust import (
+    SIZE,
+    MaskTrust,
+    QualityModel,
+    Trust,
+    dice_bounds,
+    doubt,
+    volume_bounds,
+)
 from braintum.evaluation.calibration.calibration import HeldOutCases, parts_of_patients
 from braintum.evaluation.calibration.conformal import conformal_quantile, risk_controlled
 from braintum.evaluation.calibration.held_out_masks import THRESHOLDS, HeldOutMasks
@@ -30,7 +38,7 @@ MIN_PATIENTS = 20
 """Fewer are no base for promises; cases are then taken for exchangeable, and a warning says so."""
 MIN_MASKS = 30
 _HIDDEN_UNITS = 8
-_DECAY = 1.0
+_DECAY = 3.0
 _FAMILIAR = 0.99
 """Share of the data set's own images that are not to be warned of."""
 _BAD_DICE = 0.5
@@ -170,7 +178,7 @@ def _chosen(cases: HeldOutCases, rows: np.ndarray) -> HeldOutCases:
 
 
 def fit_quality(table: np.ndarray, names: Sequence[str], dice: np.ndarray) -> QualityModel:
-    """The regressor of Dice; features that are not known of all cases are left out.
+    """The regressor of Dice; features that are not known of all cases are left out, as is the size.
 
     Args:
         table: (cases, features).
@@ -179,7 +187,7 @@ def fit_quality(table: np.ndarray, names: Sequence[str], dice: np.ndarray) -> Qu
     """
     from sklearn.neural_network import MLPRegressor
 
-    known = np.isfinite(table).all(0) & (table.std(0) > 1e-9)
+    known = np.isfinite(table).all(0) & (table.std(0) > 1e-9) & (np.array(names) != SIZE)
     chosen = table[:, known]
     mean, scale = chosen.mean(0), chosen.std(0)
     network = MLPRegressor(
@@ -282,7 +290,7 @@ def mask_figures(masks: HeldOutMasks, expected: np.ndarray, units: Units, promis
 
     shown = np.isfinite(masks.dice)
     dice, guess, of = masks.dice[shown], expected[shown], units.chosen(shown)
-    column = masks.feature_names.index("log_size")
+    column = masks.feature_names.index(SIZE)
     rows: dict[str, np.ndarray] = {name: np.full(len(masks.dice), np.nan) for name in _JUDGED}
     after = np.empty(masks.voxels.shape)
     for part in np.unique(units.parts):
@@ -361,7 +369,7 @@ def _voxel_temperature(masks: HeldOutMasks, chosen: np.ndarray) -> float:
 
 def _log_ratio(masks: HeldOutMasks) -> np.ndarray:
     """Logarithm of true over expected size, one voxel added to both."""
-    expected = 10.0 ** masks.features[:, masks.feature_names.index("log_size")]
+    expected = 10.0 ** masks.features[:, masks.feature_names.index(SIZE)]
     return np.log(masks.true_size + masks.voxel_size) - np.log(expected)
 
 
