@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     for flag, default, text in (
         ("--coverage", 0.95, "of class sets, and of intervals of Dice and size"),
         ("--target-dice", 0.7, "that accepted masks should reach; the others are marked for review"),
-        ("--accepted-share", 0.95, "of the accepted masks that should reach it"),
+        ("--accepted-share", 0.9, "of the accepted masks that should reach it"),
         ("--missed-share", 0.1, "of a tumour that the outer mask may miss on average, and of the inner one's errors"),
     ):
         promises.add_argument(flag, type=float, default=default, metavar="P", help=f"{text}; default: %(default)s")

@@ -3,8 +3,8 @@ r"""How often images of other kinds look unfamiliar to a model's encoder.
     python benchmarks/robustness/unfamiliar_images.py MODEL_FOLDER \
         "FLAIR=brats2021/*/*_flair.nii.gz" "photographs=photos/*.png" -f 3 --held-out imagesTr
 
-Two thirds of the held-out images of the fold fit what is familiar, as braintum_calibrate does; the others, changed in
-several ways, and the images of each given kind are judged. KIND#2=PATTERN takes the third channel of pictures, else
+Held-out images of the fold fit what is familiar, as braintum_calibrate does; others of them, changed in several
+ways, and the images of each given kind are judged. KIND#2=PATTERN takes the third channel of pictures, else
 their mean counts; of volumes every tenth slice of the middle half is taken. Prints a table: images, share beyond
 the limit, and how many of them the rules of the fingerprint warn of.
 """
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("-f", type=int, required=True, metavar="FOLD")
     parser.add_argument("--held-out", required=True, type=Path, metavar="FOLDER", help="imagesTr of the data set")
     parser.add_argument("--spacing", type=float, default=0.49, help="of slices, in mm; default: %(default)s")
+    parser.add_argument("--fitted", type=int, default=300, help="held-out images to fit to; default: %(default)s")
     parser.add_argument("--limit", type=int, default=100, help="images of a kind; default: %(default)s")
     args = parser.parse_args()
     predictor = load_predictor(args.model, folds=[args.f], device="cpu", mirroring=False)
@@ -72,11 +73,11 @@ def main() -> None:
 
     validation = args.model / f"fold_{args.f}" / "validation" / "classification.json"
     names = sorted(json.loads(validation.read_text(encoding="utf-8"))["cases"])
-    names = names[:: max(1, len(names) // (3 * args.limit))]
     ending = model.dataset_json["file_ending"]
     images = [read(args.held_out / f"{name}_0000{ending}")[0] for name in names]
-    known = [image for number, image in enumerate(images) if number % 3]
-    features, _ = look_at(known)
+    judged = images[:: max(2, len(images) // args.limit)]
+    known = [image for image in images if not any(image is other for other in judged)]
+    features, _ = look_at(known[:: -(-len(known) // args.fitted)])
     familiar, _ = fit_familiarity(features, np.arange(len(features)) // 10)  # neighbours are often of one patient
     random = np.random.default_rng(0)
     rows = []
@@ -88,7 +89,7 @@ def main() -> None:
         print(rows[-1], flush=True)
 
     for name, change in CHANGES.items():
-        judge(f"held out, {name}", [change(image, random) for image in images[::3]])
+        judge(f"held out, {name}", [change(image, random) for image in judged])
     for given in args.kinds:
         kind, _, pattern = given.partition("=")
         kind, _, channel = kind.partition("#")

@@ -58,7 +58,7 @@ class Promises:
 
     coverage: float = 0.95
     target_dice: float = 0.7
-    accepted_share: float = 0.95
+    accepted_share: float = 0.9
     missed_share: float = 0.1
 
 
