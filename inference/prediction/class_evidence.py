@@ -35,8 +35,8 @@ class ClassRecorder:
         tumour_weights: one tensor (B,) a call: the highest tumour probability within the patch.
         region_class_logits: name → one tensor (B, classes) a call.
         coarse_maps: one tensor (B, [z,] y, x) a call: tumour probability, averaged to a coarse grid.
-        features: one tensor (B, channels) a call: means of the encoder's deepest features; none where the network is
-            compiled or has no encoder.
+        features: one tensor (B, channels) a call, of a compiled network for the first call only: means of the encoder's
+            deepest features; empty for networks without an encoder.
     """
 
     def __init__(
@@ -62,24 +62,27 @@ class ClassRecorder:
         return self._classify(patch)
 
     def _classify(self, patch: torch.Tensor) -> Any:
-        encoder = getattr(self._network, "encoder", None)
-        if not self._describe_passes or encoder is None or isinstance(self._network, OptimizedModule):
+        with self._features_noted(patch):
             segmentation, class_logits = self._network(patch, with_classes=True)
-        else:
-            with self._features_of(encoder):
-                segmentation, class_logits = self._network(patch, with_classes=True)
         self._note(segmentation, class_logits)
         return segmentation
 
     @contextmanager
-    def _features_of(self, encoder: nn.Module) -> Iterator[None]:
-        handle = encoder.register_forward_hook(
-            lambda module, inputs, stages: self.features.append(stages[-1].float().flatten(2).mean(2))
-        )
-        try:
+    def _features_noted(self, patch: torch.Tensor) -> Iterator[None]:
+        is_compiled = isinstance(self._network, OptimizedModule)
+        encoder = getattr(self._network._orig_mod if is_compiled else self._network, "encoder", None)
+        if not self._describe_passes or encoder is None:
             yield
-        finally:
-            handle.remove()
+        elif is_compiled:  # whose graphs know no hooks; only the first pass, which is not mirrored, counts
+            if not self.features:
+                self.features.append(_means(encoder(patch)))
+            yield
+        else:
+            handle = encoder.register_forward_hook(lambda module, inputs, stages: self.features.append(_means(stages)))
+            try:
+                yield
+            finally:
+                handle.remove()
 
     def _note(self, segmentation: Any, class_logits: torch.Tensor) -> None:
         full_resolution = segmentation[0] if isinstance(segmentation, (list, tuple)) else segmentation
@@ -114,7 +117,8 @@ class FoldEvidence:
         weights: (windows, mirrors), float32; the highest tumour probability that the pass predicts in its window.
         by_region: name → probabilities, shaped alike, where the classifier sees that part of the tumour only.
         agreement: of the mirrored passes about the mask, see :func:`mirror_agreement`; NaN where not known.
-        features: (channels,), means of the encoder's deepest features over all passes; None where not known.
+        features: (channels,), means of the encoder's deepest features over all windows, not mirrored; None where not
+            known.
     """
 
     probabilities: np.ndarray
@@ -133,7 +137,7 @@ class FoldEvidence:
         """
         weights = torch.stack([torch.cat(record.tumour_weights) for record in records])
         maps = [torch.cat(record.coarse_maps) for record in records if record.coarse_maps]
-        features = [torch.cat(record.features) for record in records if record.features]
+        features = [record.features[0] for record in records if record.features]
         return FoldEvidence(
             _softmax([record.class_logits for record in records]),
             weights.cpu().numpy(),
@@ -144,6 +148,11 @@ class FoldEvidence:
             mirror_agreement(torch.stack(maps), mirrors) if maps else float("nan"),
             torch.cat(features).mean(0).cpu().numpy() if features else None,
         )
+
+
+def _means(stages: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Means of the deepest of an encoder's features, (B, channels)."""
+    return stages[-1].float().flatten(2).mean(2)
 
 
 def _coarse(probability: torch.Tensor) -> torch.Tensor:
