@@ -5,7 +5,7 @@ r"""How well promises of a model are kept by folds that had no say in them.
 
 Of tables of cases, as ``fold_table.py keep`` writes them: class sets at several coverages, each fold judged with the
 thresholds of the others, and accuracy and Dice of the surest cases. Of a model folder whose folds were validated with
-``--npz``: all that ``braintum_calibrate`` tells, at several coverages.
+``--npz``: all that ``braintum_calibrate`` tells of the trust in it, without storing anything.
 """
 
 import argparse
@@ -80,13 +80,11 @@ def of_tables(files: list[Path]) -> None:
 def of_model(folder: Path, folds: list[int] | None) -> None:
     """All that is promised."""
     predictions = predictions_of_folds(folder, folds)
-    cases = held_out_cases(predictions)
-    for coverage in COVERAGES:
-        _, figures = fit_trust(predictions, cases, folder, Promises(coverage=coverage))
-        print(f"\ncoverage {coverage:g}; {figures['num_units']} {figures['unit']}\n")
-        print(tabulate(trust_rows(figures), ["promise", "kept by held-out folds"], "pipe"))
-        for warning in figures["warnings"]:
-            print(f"warning: {warning}")
+    _, figures = fit_trust(predictions, held_out_cases(predictions), folder, Promises())
+    print(f"{figures['num_units']} {figures['unit']}\n")
+    print(tabulate(trust_rows(figures), ["promise", "kept by held-out folds"], "pipe"))
+    for warning in figures["warnings"]:
+        print(f"warning: {warning}")
 
 
 def main() -> None:
