@@ -133,6 +133,11 @@ def _warnings(trust: Trust, figures: Mapping[str, Any], promises: Promises) -> l
                 f"no expected Dice is high enough to promise that {promises.accepted_share:.0%} of the masks above "
                 f"it reach {promises.target_dice:g}: no case is marked for review because of its mask"
             )
+        if not np.isfinite([masks.dice_below, masks.dice_above, masks.volume_below, masks.volume_above]).all():
+            found.append(
+                f"{trust.num_units} {trust.unit} are too few for intervals of {promises.coverage:.0%} coverage: they "
+                "lack a bound; ask for less, or validate more folds"
+            )
         for name in ("outer", "inner"):
             if getattr(masks, name) is None:
                 found.append(f"no {name} mask keeps an error of {promises.missed_share:g}")
@@ -185,7 +190,7 @@ def trust_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
             )
         )
     rows += [
-        (title, f"{_kept(masks[name]['coverage'], promises)}; {width} {masks[name]['width']:.3f}")
+        (title, f"{_kept(masks[name]['coverage'], promises)}; {width} {number(masks[name]['width'])}")
         for name, title, width in (
             ("dice_interval", "Dice intervals", "mean width"),
             ("volume_interval", "size intervals", "median width, of the true size,"),

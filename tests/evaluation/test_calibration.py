@@ -131,6 +131,7 @@ def test_command(model, capsys):
     assert masks.missed[:, at] == pytest.approx(shifts / edges) and masks.wrong[:, at] == pytest.approx(shifts / edges)
     assert masks.missed[:, 0] == pytest.approx(0)
     assert kept["masks"]["correlation"] > 0.5 and kept["masks"]["num_cases"] == 120
+    assert kept["masks"]["volume_interval"]["width"] is None  # 30 patients of the other fold are too few for 95 %
     assert f"correlation {number(kept['masks']['correlation'])}" in out
 
     for file in model.glob("fold_1/validation/*.npz"):
