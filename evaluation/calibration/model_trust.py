@@ -67,13 +67,15 @@ def fit_trust(
         "masks": None,
     }
     masks = held_out_masks(predictions)
-    if masks is not None and np.isfinite(masks.dice).sum() >= MIN_MASKS:
+    if masks is not None:
         table = CaseTable(predictions, {}, [])
         cluster = dict(zip(table.cases, table.clusters, strict=True))
         folds = np.array([predictions.fold_of_case[case] for case in masks.names])
         of_masks = Units.of(folds, np.array([cluster[case] for case in masks.names]), knows_patients)
-        found, figures["masks"] = trust_in_masks(masks, of_masks, promises)
-        trust = replace(trust, masks=found)
+        shown, parts = np.isfinite(masks.dice), np.unique(of_masks.parts)
+        if len(parts) > 1 and min(int(shown[of_masks.parts != part].sum()) for part in parts) >= MIN_MASKS:
+            found, figures["masks"] = trust_in_masks(masks, of_masks, promises)
+            trust = replace(trust, masks=found)
     familiarity = _familiarity(predictions, model_folder, dict(zip(cases.names, units.of_case, strict=True)))
     trust = replace(trust, familiarity={fold: found for fold, (found, _) in familiarity.items()})
     figures["familiar"] = {
@@ -125,7 +127,7 @@ def _warnings(trust: Trust, figures: Mapping[str, Any], promises: Promises) -> l
     if masks is None:
         found.append(
             "nothing is promised of masks: a fold was validated without voxel probabilities (add --val --npz to "
-            f"nnUNetv2_train), or fewer than {MIN_MASKS} cases have a tumour"
+            f"nnUNetv2_train), or fewer than {MIN_MASKS} cases of other folds have a tumour"
         )
     else:
         if masks.threshold is None:
