@@ -15,8 +15,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="braintum_calibrate",
         description="Fit a temperature to the class predictions of held-out cases (the validation of a model's folds) "
-        "and store it in dataset.json of the model, where an export keeps it; braintum_predict --calibrated applies "
-        "it. Also writes calibration.json, risk_coverage.csv and calibration.png.",
+        "and what may be promised of masks, sizes and class sets, and store it in dataset.json of the model, where an "
+        "export keeps it; braintum_predict --calibrated applies it. Masks are included where the folds were validated "
+        "with --npz. Also writes calibration.json, trust.json, risk_coverage.csv and calibration.png.",
     )
     model = parser.add_argument_group("model", "a folder (-m), or what it was trained from (-d -c)")
     model.add_argument("-m", type=Path, metavar="MODEL_FOLDER", help="folder of the trained model")
@@ -38,6 +39,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="also choose the lowest confidence from which on cases are right with this probability (with 95 %% "
         "certainty, after all looks at the data); cases below it are called uncertain",
     )
+    promises = parser.add_argument_group("promises", "that braintum_predict --calibrated makes, shares of 1")
+    for flag, default, text in (
+        ("--coverage", 0.95, "of class sets, and of intervals of Dice and size"),
+        ("--target-dice", 0.7, "that accepted masks should reach; the others are marked for review"),
+        ("--accepted-share", 0.9, "of the accepted masks that should reach it"),
+        ("--missed-share", 0.1, "of a tumour that the outer mask may miss on average, and of the inner one's errors"),
+    ):
+        promises.add_argument(flag, type=float, default=default, metavar="P", help=f"{text}; default: %(default)s")
     parser.add_argument(
         "-o", type=Path, metavar="OUTPUT", help="folder of the figures; default: calibration in the model's folder"
     )
@@ -50,6 +59,10 @@ def calibrate_model(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.target_accuracy is not None and not 0 < args.target_accuracy < 1:
         raise ValueError(f"--target-accuracy {args.target_accuracy:g}: give a share between 0 and 1, such as 0.95")
+    for name in ("coverage", "target_dice", "accepted_share", "missed_share"):
+        if not 0 < getattr(args, name) < 1:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} {getattr(args, name):g}: give a share between 0 and 1, such as 0.9")
     if args.resamples < 100:
         raise ValueError(f"--resamples {args.resamples}: fewer than 100 give no 95 % interval")
     folder = model_folder(args)
@@ -62,6 +75,8 @@ def calibrate_model(argv: list[str] | None = None) -> int:
         store_calibration,
     )
     from braintum.evaluation.calibration.calibration_files import write_calibration
+    from braintum.evaluation.calibration.model_trust import fit_trust, trust_rows, write_trust
+    from braintum.evaluation.calibration.trust import Promises
     from braintum.evaluation.results.predictions import predictions_of_folds
 
     predictions = predictions_of_folds(folder, args.f, args.cases)
@@ -71,12 +86,15 @@ def calibrate_model(argv: list[str] | None = None) -> int:
     cases = held_out_cases(predictions)
     figures = calibrate(cases, schema.class_names, args.target_accuracy, args.resamples)
     fingerprints = checkpoint_fingerprints(folder, figures["folds"], args.chk)
+    promises = Promises(args.coverage, args.target_dice, args.accepted_share, args.missed_share)
+    trust, kept = fit_trust(predictions, cases, folder, promises)
     output = args.o or folder / "calibration"
     write_calibration(figures, output)
-    store_calibration(folder, calibration_entry(figures, cases, args.chk, fingerprints))
-    for warning in figures["warnings"]:
+    write_trust(kept, output)
+    store_calibration(folder, calibration_entry(figures, cases, args.chk, fingerprints, trust))
+    for warning in [*figures["warnings"], *kept["warnings"]]:
         print(f"warning: {warning}", file=sys.stderr)
-    for line in _lines(figures):
+    for line in [*_lines(figures), *(f"{title}: {text}" for title, text in trust_rows(kept))]:
         print(line)
     print(f"stored in {folder / 'dataset.json'}; figures in {output}. Apply it with braintum_predict --calibrated")
     return 0

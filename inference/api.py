@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,8 @@ def predict(
         spacing: of an array in mm, [Z,] Y, X; files have their own, and models of pictures (PNG) know none.
         class_model: predicts the classes, where ``model`` is to predict the masks only.
         probabilities: also return those of the voxels.
-        calibrated: calibrate the class probabilities with what ``braintum_calibrate`` stored in the model.
+        calibrated: calibrate the probabilities with what ``braintum_calibrate`` stored in the model; ``details`` then
+            also holds ``trust``: expected Dice, class sets, an interval of the size, and whether to review the case.
         aggregation: of class evidence over windows: ``weighted``, ``mean`` or ``max``.
         exact: nnU-Net's order of computation, whose masks are nnU-Net's; slower.
         precision: of the network on CPUs, as ``-precision``.
@@ -154,7 +156,7 @@ def predict(
         aggregation,
         exact,
         precision,
-        _calibration(class_predictor or predictor, aggregation) if calibrated else None,
+        _calibration(predictor, class_predictor, aggregation) if calibrated else None,
         resample_to,
     )
 
@@ -168,6 +170,7 @@ def predict_folder(
     class_model: Model | None = None,
     save_probabilities: bool = False,
     calibrated: bool = False,
+    bounds: bool = False,
     continue_prediction: bool = False,
     num_parts: int = 1,
     part_id: int = 0,
@@ -196,6 +199,7 @@ def predict_folder(
         class_model: predicts the classes, where ``model`` is to predict the masks only.
         save_probabilities: also write the voxel probabilities (``.npz``).
         calibrated: see :func:`predict`.
+        bounds: also write masks that miss little of a tumour, and masks that hold little else: ``outer``, ``inner``.
         continue_prediction: leave complete cases alone.
         num_parts: number of runs that share the folder.
         part_id: which of them this is, from 0.
@@ -234,9 +238,10 @@ def predict_folder(
         class_predictor=class_predictor,
         exact=exact,
         precision=precision,
-        calibration=_calibration(class_predictor or predictor, aggregation) if calibrated else None,
+        calibration=_calibration(predictor, class_predictor, aggregation) if calibrated else None,
         not_needed=not_needed,
         resample_to=resample_to,
+        bounds=bounds,
     )
 
 
@@ -390,10 +395,15 @@ def _pair(model: Model, class_model: Model | None) -> tuple[SegmentationPredicto
     return _loaded(model, classes=False), class_predictor
 
 
-def _calibration(predictor: SegmentationPredictor, aggregation: str) -> Calibration:
-    if not isinstance(predictor, JointPredictor):
-        raise ValueError(f"a model of {predictor.trainer_name} predicts no classes, which could be calibrated")
-    calibration, doubts = calibration_of(predictor, predictor.checkpoint_name or DEFAULT_CHECKPOINT, aggregation)
+def _calibration(
+    predictor: SegmentationPredictor, class_predictor: JointPredictor | None, aggregation: str
+) -> Calibration:
+    classifier = class_predictor or predictor
+    if not isinstance(classifier, JointPredictor):
+        raise ValueError(f"a model of {classifier.trainer_name} predicts no classes, which could be calibrated")
+    calibration, doubts = calibration_of(classifier, classifier.checkpoint_name or DEFAULT_CHECKPOINT, aggregation)
+    if class_predictor is not None and calibration.trust is not None:  # masks of another model, which it does not know
+        calibration = replace(calibration, trust=replace(calibration.trust, masks=None))
     for doubt in doubts:
         warnings.warn(doubt, BraintumWarning, stacklevel=4)  # the caller of the API's function
     return calibration

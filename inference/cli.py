@@ -107,8 +107,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--calibrated",
         action="store_true",
-        help="calibrate the class probabilities with what braintum_calibrate stored in the model, and call cases below "
-        "its threshold uncertain",
+        help="apply what braintum_calibrate stored in the model: calibrated probabilities, uncertain cases, expected "
+        "Dice, class sets, intervals of the size, and which cases to review",
+    )
+    parser.add_argument(
+        "--bounds",
+        action="store_true",
+        help="with --calibrated: also write masks that miss little of a tumour (outer/) and that hold little else "
+        "(inner/)",
     )
     parser.add_argument(
         "--cases",
@@ -188,6 +194,8 @@ def _predict_files(args: argparse.Namespace, has_own_model: bool) -> int:
         raise ValueError(f"-part_id counts from 0 to num_parts - 1 = {args.num_parts - 1}, got {args.part_id}")
     if args.class_model is None and (args.class_folds is not None or args.class_checkpoint is not None):
         raise ValueError("--class-folds and --class-checkpoint choose within a class model; name it with --class-model")
+    if args.bounds and not args.calibrated:
+        raise ValueError("--bounds are of a calibrated model; add --calibrated")
     check_onnx(args)
     check_folder(Path(args.i))
     folder = model_folder(args)
@@ -232,6 +240,7 @@ def _predict_files(args: argparse.Namespace, has_own_model: bool) -> int:
         class_model=class_model,
         save_probabilities=args.save_probabilities,
         calibrated=args.calibrated,
+        bounds=args.bounds,
         continue_prediction=args.continue_prediction,
         num_parts=args.num_parts,
         part_id=args.part_id,

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
-from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 
 from braintum.conversion.format.calibration import Calibration
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
@@ -28,7 +27,7 @@ from braintum.inference.prediction.preprocessing import (
     with_class_predictor,
 )
 from braintum.inference.results.calibration import result_of
-from braintum.inference.results.results import tumour_volume
+from braintum.inference.results.trust import Voxels, trust_of_case
 
 Image = str | os.PathLike[str] | np.ndarray | Sequence[str | os.PathLike[str]] | Sequence[np.ndarray]
 """A file or an array a channel, or one array of all channels."""
@@ -125,7 +124,7 @@ def predict_case(
         aggregation: of class evidence.
         exact: nnU-Net's order of computation; else in bulk.
         precision: of the network in bulk.
-        calibration: to be applied to the class probabilities.
+        calibration: to be applied to the probabilities of class and voxels; with what it promises beside.
         resample_to: name of the channel on whose grid files are brought.
 
     Raises:
@@ -141,27 +140,27 @@ def predict_case(
         for each in models
     ]
     properties = arrays[0][1]
+    trust = None if calibration is None else calibration.trust
     with one_thread():
         preprocessed = [(case, [data for data, _ in arrays])]
         (predicted,) = predict_stream(predictor, class_predictor, preprocessed, 1, exact, precision)
         verdict = None if class_predictor is None else aggregate(predicted.evidence, aggregation)
         if (fault := fault_of_answer(predicted.logits, verdict)) is not None:
             raise ValueError(f"{case}: {fault}")
-        converted = convert_predicted_logits_to_segmentation_with_correct_shape(
-            predicted.logits,
-            model.plans_manager,
-            model.configuration_manager,
-            model.plans_manager.get_label_manager(model.dataset_json),
-            properties,
-            return_probabilities=save_probabilities,
-            num_threads_torch=1,
-        )
-    mask, probabilities = converted if save_probabilities else (converted, None)
-    volume = tumour_volume(mask, properties["spacing"], model.reads_pictures)
+        voxels = Voxels.of(predicted.logits, properties, model)
+    mask, volume, doubts = voxels.mask, voxels.volume, properties[DOUBTS]
     result: dict[str, Any] = {"case": case, "tumour_volume": volume[0], "volume_unit": volume[1]}
+    masks = None if trust is None else trust.masks
     if class_predictor is not None and verdict is not None:
-        result = result_of(case, verdict, class_predictor.class_schema, volume, calibration)
-    result[DOUBTS] = properties[DOUBTS]
+        schema = class_predictor.class_schema
+        result = result_of(case, verdict, schema, volume, calibration)
+        if trust is not None:
+            given = None if masks is None else voxels
+            result["trust"] = trust_of_case(trust, case, verdict, schema, class_predictor.folds, doubts, given)
+    result[DOUBTS] = doubts
+    probabilities = None
+    if save_probabilities:
+        probabilities = voxels.probabilities if masks is None else voxels.calibrated(masks)
     grid = image_spacing(properties, model)
     (mask, *turned), turned_grid = turned_back([mask, *(() if probabilities is None else probabilities)], properties)
     if turned_grid is not None:

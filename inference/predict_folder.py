@@ -58,6 +58,7 @@ from braintum.inference.results.results import (
     tumour_volume_in_file,
     write_classes_csv,
 )
+from braintum.inference.results.trust import INNER_FOLDER, OUTER_FOLDER, Voxels, trust_of_case
 
 _MOST_READERS = 8
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class PredictedFolder:
 class _Options:
     """How to predict; ``queue_length`` cases at most wait between reading, network and writing.
 
-    ``schema`` holds the classes that are predicted, None for masks only.
+    ``schema`` holds the classes that are predicted, None for masks only; ``folds`` those that predict them.
     """
 
     aggregation: AggregationMode
@@ -100,6 +101,8 @@ class _Options:
     precision: Precision
     calibration: Calibration | None
     schema: ClassSchema | None
+    folds: Sequence[int | str]
+    bounds: bool
 
 
 def predict_folder(
@@ -121,6 +124,7 @@ def predict_folder(
     calibration: Calibration | None = None,
     not_needed: Sequence[str] = (),
     resample_to: str | None = None,
+    bounds: bool = False,
 ) -> PredictedFolder:
     """Predict the segmentation of every case in a folder, and its class where a model predicts classes.
 
@@ -146,11 +150,13 @@ def predict_folder(
             classes is then not asked for.
         exact: nnU-Net's order of computation, whose files are nnU-Net's; else in bulk, equal to rounding, in less time.
         precision: of the network in bulk; see :class:`braintum.inference.prediction.bulk_prediction.BulkPredictor`.
-        calibration: of the model that predicts the classes, to be applied to their probabilities; None leaves them.
-            Earlier results that were calibrated otherwise do not count as complete.
+        calibration: of the model that predicts the classes, to be applied to their probabilities, and to those of the
+            voxels where it says how; None leaves them. Earlier results that were calibrated otherwise do not count as
+            complete.
         not_needed: patterns of images in the input folder that belong to no case, and of which nothing is to be said.
         resample_to: name of the channel on whose grid the files of a case are brought, and its mask lies; None: they
             have to lie on one grid.
+        bounds: also write the outer and the inner mask of each case into ``outer`` and ``inner``.
 
     Raises:
         FileNotFoundError: see :func:`braintum.inference.prediction.input_files.find_cases` and
@@ -161,6 +167,12 @@ def predict_folder(
         UnwritableFolderError: the disk is full, or the output folder read-only.
         OSError: a worker process was killed. The cases predicted so far are kept then, as after any other error.
     """
+    masks_trust = None if calibration is None or calibration.trust is None else calibration.trust.masks
+    if bounds and (masks_trust is None or masks_trust.outer is None or masks_trust.inner is None):
+        raise ValueError(
+            "outer and inner masks need a calibration of masks that could promise them: validate the folds with --npz, "
+            "run braintum_calibrate, and predict --calibrated"
+        )
     if not 0 <= part_id < num_parts:
         raise ValueError(f"part {part_id} of {num_parts}: parts count from 0 to {num_parts - 1}")
     source, target = Path(input_folder), Path(output_folder)
@@ -178,6 +190,8 @@ def predict_folder(
         precision=precision,
         calibration=calibration,
         schema=schema,
+        folds=() if class_predictor is None else class_predictor.folds,
+        bounds=bounds,
     )
     cases, failed = find_cases(source, ending, model.num_channels)
     failed |= unused_input(source, source.glob(f"[!.]*{ending}"), target, not_needed)
@@ -192,8 +206,8 @@ def predict_folder(
     cases = dict(list(cases.items())[part_id::num_parts])
     failed = dict(list(failed.items())[part_id::num_parts])
 
-    written_folders = [target] if schema is None else [target, classes_folder]
-    for folder in written_folders:
+    mask_folders = [target, *((target / OUTER_FOLDER, target / INNER_FOLDER) if bounds else ())]
+    for folder in mask_folders if schema is None else [*mask_folders, classes_folder]:
         folder.mkdir(parents=True, exist_ok=True)
         remove_partial_files(folder, _ABANDONED_SECONDS)
     dataset_json = dict(model.dataset_json)
@@ -212,7 +226,9 @@ def predict_folder(
     def is_complete(case: str) -> bool:
         result = classes_folder / f"{case}.json"
         is_listed = schema is None or (result.is_file() and is_calibrated_with(result, calibration))
-        return is_listed and all((target / f"{case}{suffix}").is_file() for suffix in wanted_endings)
+        files = [target / f"{case}{suffix}" for suffix in wanted_endings]
+        files += [folder / f"{case}{ending}" for folder in mask_folders[1:]]
+        return is_listed and all(file.is_file() for file in files)
 
     skipped = [case for case in cases if continue_prediction and is_complete(case)]
     todo = [case for case in cases if case not in set(skipped)]
@@ -246,7 +262,8 @@ def predict_folder(
                 "kept, go on with fewer workers: -npp and --continue_prediction"
             ) from error
     listed, num_patients = 0, None
-    with locked_folder(written_folders[-1]):  # of several processes, the last one lists the cases of all
+    # of several processes, the last one lists the cases of all
+    with locked_folder(target if schema is None else classes_folder):
         write_left_out(target / LEFT_OUT_FILE, failed, source, others)
         if schema is not None:
             found = read_case_results(classes_folder, schema)
@@ -354,23 +371,41 @@ def _export(
         UnwritableFolderError: the disk is full, or the folder read-only.
     """
     ending, doubts = model.dataset_json["file_ending"], properties.pop(DOUBTS)
+    trust = None if options.calibration is None else options.calibration.trust
+    masks = None if trust is None else trust.masks
+    voxels = None if masks is None else Voxels.of(logits, properties, model)
     try:
         with atomic_files(target, durable=True) as partial:
-            export_prediction_from_logits(
-                logits,
-                properties,
-                model.configuration_manager,
-                model.plans_manager,
-                model.dataset_json,
-                str(partial / case),
-                options.save_probabilities,
-                num_threads_torch=1,
-            )
+            if masks is not None and voxels is not None:
+                voxels.write(partial, case)
+                if options.save_probabilities:
+                    voxels.write_probabilities(partial, case, masks)
+            else:
+                export_prediction_from_logits(
+                    logits,
+                    properties,
+                    model.configuration_manager,
+                    model.plans_manager,
+                    model.dataset_json,
+                    str(partial / case),
+                    options.save_probabilities,
+                    num_threads_torch=1,
+                )
             if verdict is None or options.schema is None:
                 return
-            reader_writer = model.plans_manager.image_reader_writer_class()
-            volume = tumour_volume_in_file(partial / f"{case}{ending}", reader_writer)
+            if voxels is not None:
+                volume = voxels.volume
+            else:
+                reader_writer = model.plans_manager.image_reader_writer_class()
+                volume = tumour_volume_in_file(partial / f"{case}{ending}", reader_writer)
             result = result_of(case, verdict, options.schema, volume, options.calibration) | {DOUBTS: doubts}
+        if options.bounds and masks is not None and voxels is not None:
+            for folder, threshold in ((OUTER_FOLDER, masks.outer), (INNER_FOLDER, masks.inner)):
+                if threshold is not None:
+                    with atomic_files(target / folder, durable=True) as partial:
+                        voxels.write_bound(partial, case, threshold)
+        if trust is not None:
+            result["trust"] = trust_of_case(trust, case, verdict, options.schema, options.folds, doubts, voxels)
         write_json_atomic(target / CLASSES_FOLDER / f"{case}.json", result)
     except Exception:
         kept = "The cases predicted so far are kept: go on with --continue_prediction"

@@ -26,7 +26,7 @@ from braintum.trainers.classes.class_supervision import (
 )
 from braintum.trainers.classes.permuted_labels import PERMUTATION_SEED, with_permuted_training
 from braintum.trainers.classes.progress import MultiTaskLogger
-from braintum.trainers.classes.validation_results import write_validation_results
+from braintum.trainers.classes.validation_results import write_encoder_features, write_validation_results
 from braintum.trainers.losses.task_balancing import LOG_VARIANCES, NAME, STATE, build_balancing
 from braintum.trainers.networks import multi_task_network
 from braintum.trainers.recipes.recipe import MULTI_TASK, ParameterGroup, split_off
@@ -357,7 +357,9 @@ class nnUNetTrainerMultiTask(SegmentationTrainer):
             )
             for key, fold in zip(keys, evidence, strict=True)
         )
+        features = self._gather(fold.features for fold in evidence)
         if self.local_rank == 0:
+            write_encoder_features(folder, features)
             metrics = write_validation_results(folder, results, self.class_labels, read_dates(self.cases_file()))
             for subjects, figures in metrics.items():
                 if not figures["num_cases"]:

@@ -28,7 +28,7 @@ from braintum.architectures.weights.store import RANDOM, VARIABLE, InstalledWeig
 from braintum.commands.provenance import PROVENANCE_FILE, provenance
 from braintum.commands.seams import replaced
 from braintum.conversion.files.atomic import atomic_writes_of, write_json_atomic
-from braintum.conversion.format.calibration import CALIBRATION_KEY, stored_calibration
+from braintum.conversion.format.calibration import stored_calibration
 from braintum.conversion.format.cases import Case, find_cases_file, read_cases
 from braintum.conversion.format.splits import SPLITS_FILE, Splits, read_splits
 from braintum.evaluation.metrics.segmentation_metrics import metrics_on_folder
@@ -430,8 +430,7 @@ class SegmentationTrainer(nnUNetTrainer):
 
         It tells which weights it was fitted on, so that prediction warns where these are trained again.
         """
-        if (kept := stored_calibration(Path(self.output_folder_base) / "dataset.json")) is not None:
-            self.dataset_json = {**self.dataset_json, CALIBRATION_KEY: kept}
+        self.dataset_json = {**self.dataset_json, **stored_calibration(Path(self.output_folder_base) / "dataset.json")}
         if self.local_rank == 0:
             remove_partial_checkpoints(self.output_folder)
         if self.settings.deterministic:

@@ -1,16 +1,19 @@
 """Calibration of a model's class probabilities: what `dataset.json` of the model folder carries under `calibration`.
 
 nnU-Net exports and installs models with that file, so a calibration in it travels with the model. It is fitted by
-`braintum_calibrate` and applied by `braintum_predict --calibrated`.
+`braintum_calibrate` and applied by `braintum_predict --calibrated`. Beside it, under `trust`, lies what may be promised
+of masks, sizes and class sets.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from braintum.conversion.format.trust import TRUST_KEY, Trust
 
 CALIBRATION_KEY = "calibration"
 UNCERTAIN = "uncertain"
@@ -37,6 +40,7 @@ class Calibration:
         threshold: confidence below which a case is uncertain; None where no target was asked for, or none reached it.
         before: `ece`, `nll` and `brier` of the held-out cases as predicted; None where undefined.
         after: the same of probabilities at temperatures that were fitted without the case's own fold.
+        trust: what is promised beside; None for models that an earlier version calibrated.
     """
 
     temperature: float
@@ -51,10 +55,13 @@ class Calibration:
     threshold: float | None
     before: Mapping[str, float | None]
     after: Mapping[str, float | None]
+    trust: Trust | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the value of `calibration` in `dataset.json`."""
-        return {**asdict(self), "folds": list(self.folds)}
+        """Returns the value of `calibration` in `dataset.json`; that of `trust` is apart."""
+        entry = {**asdict(replace(self, trust=None)), "folds": list(self.folds)}
+        del entry["trust"]
+        return entry
 
     @classmethod
     def from_dataset_json(cls, dataset_json: Mapping[str, Any]) -> "Calibration | None":
@@ -69,7 +76,7 @@ class Calibration:
         entry = dataset_json.get(CALIBRATION_KEY)
         if entry is None:
             return None
-        names = [field.name for field in fields(cls)]
+        names = [field.name for field in fields(cls) if field.name != "trust"]
         missing = [name for name in names if name not in entry] if isinstance(entry, Mapping) else names
         if missing:
             raise ValueError(
@@ -89,27 +96,29 @@ class Calibration:
                     f'"calibration" in dataset.json of the model: {name} has to be a positive number, not {value!r}; '
                     f"{again}"
                 )
-        return cls(**{**{name: entry[name] for name in names}, "folds": tuple(entry["folds"])})
+        found = {**{name: entry[name] for name in names}, "folds": tuple(entry["folds"])}
+        return cls(**found, trust=Trust.from_dataset_json(dataset_json))
 
     def verdict(self, class_name: str, confidence: float) -> str:
         """Returns the predicted class, or `uncertain` where its calibrated probability is below the threshold."""
         return UNCERTAIN if self.threshold is not None and confidence < self.threshold else class_name
 
 
-def stored_calibration(dataset_file: Path) -> dict[str, Any] | None:
-    """Returns the entry `calibration` of a model's `dataset.json` as it stands there.
+def stored_calibration(dataset_file: Path) -> dict[str, Any]:
+    """Returns the entries `calibration` and `trust` of a model's `dataset.json` as they stand there.
 
     Returns:
-        None where there is no such file, or no calibration in it.
+        Empty where there is no such file, or no calibration in it.
 
     Raises:
         ValueError: the file is damaged.
     """
     if not dataset_file.is_file():
-        return None
+        return {}
     try:
-        return json.loads(dataset_file.read_text(encoding="utf-8")).get(CALIBRATION_KEY)
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        content = json.loads(dataset_file.read_text(encoding="utf-8"))
+        return {key: content[key] for key in (CALIBRATION_KEY, TRUST_KEY) if key in content}
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
         raise ValueError(f"{dataset_file} is damaged ({error}); restore it, or delete it to start afresh") from error
 
 

@@ -22,6 +22,7 @@ from braintum.architectures.numpy_scalars import numpy_scalars_allowed
 from braintum.architectures.weights_fingerprint import weights_fingerprint
 from braintum.conversion.files.atomic import write_json_atomic
 from braintum.conversion.format.calibration import CALIBRATION_KEY, Calibration, at_temperature
+from braintum.conversion.format.trust import TRUST_KEY, Trust
 from braintum.evaluation.calibration.reliability import CalibrationFigures, reliability
 from braintum.evaluation.calibration.temperature import NoTemperatureError, fit_temperature
 from braintum.evaluation.metrics.joint_metrics import UNKNOWN
@@ -143,7 +144,7 @@ def cross_fitted(cases: HeldOutCases) -> tuple[np.ndarray, dict[str, float]]:
     """
     parts = cases.folds
     if len(np.unique(parts)) == 1:
-        parts = _parts_of_patients(cases.clusters)
+        parts = parts_of_patients(cases.clusters)
     weights = cases.patient_weights
     scaled = np.empty(cases.probabilities.shape)
     temperatures = {}
@@ -158,7 +159,7 @@ def cross_fitted(cases: HeldOutCases) -> tuple[np.ndarray, dict[str, float]]:
     return scaled, temperatures
 
 
-def _parts_of_patients(clusters: np.ndarray) -> np.ndarray:
+def parts_of_patients(clusters: np.ndarray) -> np.ndarray:
     """A part for each case, (cases,); a patient lies in one of them."""
     from sklearn.model_selection import GroupKFold
 
@@ -283,7 +284,11 @@ def _points(curve: RiskCoverage) -> list[dict[str, float]]:
 
 
 def calibration_entry(
-    figures: Mapping[str, Any], cases: HeldOutCases, checkpoint: str, fingerprints: Mapping[str, str]
+    figures: Mapping[str, Any],
+    cases: HeldOutCases,
+    checkpoint: str,
+    fingerprints: Mapping[str, str],
+    trust: Trust | None = None,
 ) -> Calibration:
     """What the model keeps of :func:`calibrate`.
 
@@ -292,6 +297,7 @@ def calibration_entry(
         cases: that it was given.
         checkpoint: name of the checkpoint that predicted them.
         fingerprints: see :func:`checkpoint_fingerprints`.
+        trust: what is promised beside.
     """
     return Calibration(
         temperature=figures["temperature"],
@@ -306,6 +312,7 @@ def calibration_entry(
         threshold=figures["threshold"],
         before={name: figures["before"][name] for name in ("ece", "nll", "brier")},
         after={name: figures["after"][name] for name in ("ece", "nll", "brier")},
+        trust=trust,
     )
 
 
@@ -336,4 +343,6 @@ def store_calibration(model_folder: Path, calibration: Calibration) -> None:
     """Write a calibration into ``dataset.json`` of a model folder, in place of an earlier one."""
     file = model_folder / "dataset.json"
     content = json.loads(file.read_text(encoding="utf-8"))
-    write_json_atomic(file, {**content, CALIBRATION_KEY: calibration.to_json()})
+    content.pop(TRUST_KEY, None)
+    trust = {} if calibration.trust is None else {TRUST_KEY: calibration.trust.to_json()}
+    write_json_atomic(file, {**content, CALIBRATION_KEY: calibration.to_json(), **trust})

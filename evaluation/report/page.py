@@ -12,7 +12,7 @@ from braintum.evaluation.report import tables
 from braintum.evaluation.report.cards import case_card, explanation_rows, failure_row
 from braintum.evaluation.report.cases import CaseGroup, failures, ranked_cases, shown_rows
 from braintum.evaluation.report.report import Report
-from braintum.evaluation.report.sections import class_section, mask_charts, stress_charts, training_charts
+from braintum.evaluation.report.sections import class_section, mask_charts, stress_charts, training_charts, trust_chart
 from braintum.evaluation.results.tables import number
 
 TEMPLATES = Path(__file__).with_name("template")
@@ -48,6 +48,9 @@ def render_report(report: Report, output: Path, num_cases: int = 3, command: str
         "classes": class_section(report),
         "calibration": report.calibration,
         "calibration_table": None if report.calibration is None else tables.calibration_table(report.calibration),
+        "trust": report.trust,
+        "trust_table": None if report.trust is None else tables.trust_table(report.trust),
+        "trust_chart": trust_chart(report.trust),
         "ranked": ranked,
         "failed": failed,
         "failure_rows": {group.key: [failure_row(report, row, output) for row in group.rows] for group in failed},

@@ -16,6 +16,7 @@ from nnunetv2.utilities.file_path_utilities import folds_tuple_to_string
 from braintum.conversion.audit.audit import FORMAT as AUDIT_FORMAT
 from braintum.conversion.format.label_names import named_labels
 from braintum.evaluation.calibration.calibration_files import CALIBRATION_FILE
+from braintum.evaluation.calibration.model_trust import TRUST_FILE
 from braintum.evaluation.metrics.joint_metrics import UNKNOWN
 from braintum.evaluation.metrics.statistics import NUM_RESAMPLES
 from braintum.evaluation.report.model import ModelFacts, read_model_facts
@@ -71,6 +72,7 @@ class Report:
         evaluation_folder: where they were written.
         images: case → files of its channels; empty where the raw data set is not there.
         calibration: content of ``calibration.json``, or None; the same for the next ones.
+        trust: content of ``trust.json`` beside it.
         stress: content of ``stress.json``.
         audit: content of ``audit.json``.
         explanations: what ``braintum_explain`` wrote.
@@ -82,6 +84,7 @@ class Report:
     evaluation_folder: Path
     images: Mapping[str, Sequence[str]] = field(default_factory=dict)
     calibration: Mapping[str, Any] | None = None
+    trust: Mapping[str, Any] | None = None
     stress: Mapping[str, Any] | None = None
     audit: Mapping[str, Any] | None = None
     explanations: Explanations | None = None
@@ -155,6 +158,7 @@ def gather_report(
     table, summary = _evaluation(predictions, evaluation_folder, n_processes, num_resamples)
     if calibration_file is None and (default := model_folder / CALIBRATION_FOLDER / CALIBRATION_FILE).is_file():
         calibration_file = default
+    trust_file = None if calibration_file is None else calibration_file.with_name(TRUST_FILE)
     if stress_file is None and (default := model_folder / STRESS_FOLDER / STRESS_FILE).is_file():
         stress_file = default
     return Report(
@@ -164,6 +168,9 @@ def gather_report(
         evaluation_folder,
         _image_files(predictions, model_folder),
         _content(calibration_file, ("before", "after", "reliability"), "braintum_calibrate"),
+        _content(trust_file, ("promises", "classes"), "braintum_calibrate")
+        if trust_file is not None and trust_file.is_file()
+        else None,
         _content(stress_file, ("clean", "corruptions"), "braintum_evaluate --stress"),
         _audit(audit_file),
         read_explanations(explanation_folders) if explanation_folders else None,

@@ -121,6 +121,15 @@ def _risk_chart(calibration: Mapping[str, Any] | None, risk: Curve) -> str:
     return figures.risk_coverage_curve("risk", {"before": risk, "after calibration": curve}, marked)
 
 
+def trust_chart(trust: Mapping[str, Any] | None) -> str | None:
+    """What accepted masks lack of a Dice of 1; None where nothing is promised of masks."""
+    if trust is None or trust["masks"] is None:
+        return None
+    points = trust["masks"]["risk_coverage"]
+    coverage, risk = np.array(points["coverage"]), 1 - np.array(points["dice"])
+    return figures.risk_coverage_curve("trust-risk", {"1 − Dice": Curve("", coverage, risk, float(risk.mean()))})
+
+
 def stress_charts(stress: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
     """Title, description and chart of every corruption; empty without a stress test."""
     charts: list[tuple[str, str, str]] = []

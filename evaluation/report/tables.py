@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from braintum.evaluation.calibration.model_trust import trust_rows
 from braintum.evaluation.report.curves import SizeGroup
 from braintum.evaluation.results.tables import number
 
@@ -290,6 +291,12 @@ def calibration_table(calibration: Mapping[str, Any]) -> HtmlTable:
 
     rows = [[Cell(title), *(cell(when, key) for when in ("before", "after"))] for key, title in titles.items()]
     return HtmlTable("Before and after calibration", ["Figure", "Before", "After"], rows, "calibration")
+
+
+def trust_table(trust: Mapping[str, Any]) -> HtmlTable:
+    """What is promised, and how folds kept it that had no say in it."""
+    rows = [[Cell(title[0].upper() + title[1:]), Cell(text)] for title, text in trust_rows(trust)]
+    return HtmlTable("What is promised of a prediction", ["Promise", "Kept by held-out folds"], rows, "trust")
 
 
 def stress_table(stress: Mapping[str, Any]) -> HtmlTable:

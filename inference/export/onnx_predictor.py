@@ -134,7 +134,7 @@ class OnnxJointPredictor(JointPredictor, OnnxSegmentationPredictor):
 
     def recorder(self, network: Any) -> ClassRecorder:
         """As :class:`JointPredictor`'s."""
-        return _OnnxRecorder(network, self.label_manager.has_regions, self.region_channels)
+        return _OnnxRecorder(network, self.label_manager.has_regions, self.region_channels, describe_passes=True)
 
 
 class _OnnxRecorder(ClassRecorder):

@@ -1,18 +1,24 @@
 """Class evidence of windows, mirrors and folds, and its aggregation to one verdict a case."""
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.special import entr
+from torch import nn
+from torch._dynamo import OptimizedModule
 
 from braintum.architectures.heads.classification_head import restricted_to_region, tumour_probability
 from braintum.conversion.format.calibration import at_temperature
 from braintum.inference.prediction.aggregation_modes import AGGREGATION_MODES, AggregationMode
 
 WEIGHT_FLOOR = 0.01
+COARSE_EDGE = 32
+"""Voxels of each axis, at most, of the maps on which mirrored passes are compared."""
 
 
 class ClassRecorder:
@@ -22,11 +28,15 @@ class ClassRecorder:
         network: called with ``with_classes=True``.
         sigmoid_segmentation: True where the segmentation heads are regions.
         region_channels: name → output channels of each part of the tumour that the classifier is to see alone.
+        describe_passes: also keep what tells how far a case can be trusted: coarse maps and encoder features.
 
     Attributes:
         class_logits: one tensor (B, classes) a call.
         tumour_weights: one tensor (B,) a call: the highest tumour probability within the patch.
         region_class_logits: name → one tensor (B, classes) a call.
+        coarse_maps: one tensor (B, [z,] y, x) a call: tumour probability, averaged to a coarse grid.
+        features: one tensor (B, channels) a call, of a compiled network for the first call only: means of the encoder's
+            deepest features; empty for networks without an encoder.
     """
 
     def __init__(
@@ -34,13 +44,17 @@ class ClassRecorder:
         network: Callable[..., Any],
         sigmoid_segmentation: bool,
         region_channels: Mapping[str, Sequence[int]] | None = None,
+        describe_passes: bool = False,
     ) -> None:
         self._network = network
         self._sigmoid_segmentation = sigmoid_segmentation
         self._region_channels = region_channels or {}
+        self._describe_passes = describe_passes
         self.class_logits: list[torch.Tensor] = []
         self.tumour_weights: list[torch.Tensor] = []
         self.region_class_logits: dict[str, list[torch.Tensor]] = {name: [] for name in self._region_channels}
+        self.coarse_maps: list[torch.Tensor] = []
+        self.features: list[torch.Tensor] = []
 
     def __call__(self, patch: torch.Tensor) -> Any:
         if self._region_channels:
@@ -48,14 +62,35 @@ class ClassRecorder:
         return self._classify(patch)
 
     def _classify(self, patch: torch.Tensor) -> Any:
-        segmentation, class_logits = self._network(patch, with_classes=True)
+        with self._features_noted(patch):
+            segmentation, class_logits = self._network(patch, with_classes=True)
         self._note(segmentation, class_logits)
         return segmentation
+
+    @contextmanager
+    def _features_noted(self, patch: torch.Tensor) -> Iterator[None]:
+        is_compiled = isinstance(self._network, OptimizedModule)
+        encoder = getattr(self._network._orig_mod if is_compiled else self._network, "encoder", None)
+        if not self._describe_passes or encoder is None:
+            yield
+        elif is_compiled:  # whose graphs know no hooks; only the first pass, which is not mirrored, counts
+            if not self.features:
+                self.features.append(_means(encoder(patch)))
+            yield
+        else:
+            handle = encoder.register_forward_hook(lambda module, inputs, stages: self.features.append(_means(stages)))
+            try:
+                yield
+            finally:
+                handle.remove()
 
     def _note(self, segmentation: Any, class_logits: torch.Tensor) -> None:
         full_resolution = segmentation[0] if isinstance(segmentation, (list, tuple)) else segmentation
         self.class_logits.append(class_logits.float())
-        self.tumour_weights.append(tumour_probability(full_resolution, self._sigmoid_segmentation).flatten(1).amax(1))
+        probability = tumour_probability(full_resolution, self._sigmoid_segmentation)
+        self.tumour_weights.append(probability.flatten(1).amax(1))
+        if self._describe_passes:
+            self.coarse_maps.append(_coarse(probability)[:, 0])
 
     def _classify_regions(self, patch: torch.Tensor) -> Any:
         """As :meth:`_classify`; the head alone runs once more a region, on what it was given."""
@@ -81,16 +116,28 @@ class FoldEvidence:
         probabilities: (windows, mirrors, classes), float32; softmax of each forward pass.
         weights: (windows, mirrors), float32; the highest tumour probability that the pass predicts in its window.
         by_region: name → probabilities, shaped alike, where the classifier sees that part of the tumour only.
+        agreement: of the mirrored passes about the mask, see :func:`mirror_agreement`; NaN where not known.
+        features: (channels,), means of the encoder's deepest features over all windows, not mirrored; None where not
+            known.
     """
 
     probabilities: np.ndarray
     weights: np.ndarray
     by_region: Mapping[str, np.ndarray] = field(default_factory=dict)
+    agreement: float = float("nan")
+    features: np.ndarray | None = None
 
     @staticmethod
-    def from_records(records: Sequence[ClassRecorder]) -> "FoldEvidence":
-        """Evidence from one recorder a window, each with one call a mirror and a batch of one."""
+    def from_records(records: Sequence[ClassRecorder], mirrors: Sequence[Sequence[int]]) -> "FoldEvidence":
+        """Evidence from one recorder a window, each with one call a mirror and a batch of one.
+
+        Args:
+            records: of the windows.
+            mirrors: axes that each call had mirrored.
+        """
         weights = torch.stack([torch.cat(record.tumour_weights) for record in records])
+        maps = [torch.cat(record.coarse_maps) for record in records if record.coarse_maps]
+        features = [record.features[0] for record in records if record.features]
         return FoldEvidence(
             _softmax([record.class_logits for record in records]),
             weights.cpu().numpy(),
@@ -98,7 +145,44 @@ class FoldEvidence:
                 name: _softmax([record.region_class_logits[name] for record in records])
                 for name in records[0].region_class_logits
             },
+            mirror_agreement(torch.stack(maps), mirrors) if maps else float("nan"),
+            torch.cat(features).mean(0).cpu().numpy() if features else None,
         )
+
+
+def _means(stages: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Means of the deepest of an encoder's features, (B, channels)."""
+    return stages[-1].float().flatten(2).mean(2)
+
+
+def _coarse(probability: torch.Tensor) -> torch.Tensor:
+    """(B, 1, [Z,] Y, X) averaged to at most :data:`COARSE_EDGE` voxels an axis."""
+    pool = nn.functional.adaptive_avg_pool2d if probability.ndim == 4 else nn.functional.adaptive_avg_pool3d
+    return pool(probability, [min(COARSE_EDGE, edge) for edge in probability.shape[2:]])
+
+
+def mirror_agreement(maps: torch.Tensor, mirrors: Sequence[Sequence[int]]) -> float:
+    """Mean over all pairs of mirrors of the soft Dice of their tumour probabilities, all windows together.
+
+    Args:
+        maps: (windows, mirrors, [z,] y, x), as the passes saw them.
+        mirrors: axes that each pass had mirrored, 0 the first spatial one.
+
+    Returns:
+        1 where all agree; NaN with a single mirror.
+    """
+    if len(mirrors) < 2:
+        return float("nan")
+    back = [torch.flip(maps[:, i], [1 + axis for axis in axes]) for i, axes in enumerate(mirrors)]
+    sums = [float(values.sum()) for values in back]
+    return float(
+        np.mean(
+            [
+                (2 * float(torch.minimum(back[i], back[j]).sum()) + 1e-6) / (sums[i] + sums[j] + 1e-6)
+                for i, j in itertools.combinations(range(len(back)), 2)
+            ]
+        )
+    )
 
 
 def _softmax(logits: Sequence[Sequence[torch.Tensor]]) -> np.ndarray:
@@ -123,6 +207,8 @@ class ClassVerdict:
         per_pass: (folds, mirrors, classes), windows aggregated.
         pass_weights: (folds, mirrors), with which passes are averaged.
         by_region: name → (classes,), where the classifier sees that part of the tumour only.
+        agreement: of the mirrored passes about the mask, mean over folds; NaN where not known.
+        features: a fold, (channels,); None where not known.
     """
 
     probabilities: np.ndarray
@@ -135,6 +221,8 @@ class ClassVerdict:
     per_pass: np.ndarray
     pass_weights: np.ndarray
     by_region: Mapping[str, np.ndarray] = field(default_factory=dict)
+    agreement: float = float("nan")
+    features: tuple[np.ndarray | None, ...] = ()
 
     @staticmethod
     def of(
@@ -165,7 +253,8 @@ class ClassVerdict:
             at_temperature(p, temperature) for p in (self.probabilities, self.per_fold, self.per_pass)
         )
         regions = {name: at_temperature(values, temperature) for name, values in self.by_region.items()}
-        return ClassVerdict.of(whole, folds, passes, self.pass_weights, regions)
+        scaled = ClassVerdict.of(whole, folds, passes, self.pass_weights, regions)
+        return replace(scaled, agreement=self.agreement, features=self.features)
 
 
 def aggregate(folds: Sequence[FoldEvidence], mode: AggregationMode = "weighted") -> ClassVerdict:
@@ -193,7 +282,9 @@ def aggregate(folds: Sequence[FoldEvidence], mode: AggregationMode = "weighted")
         ).probabilities
         for name in folds[0].by_region
     }
-    return ClassVerdict.of(probabilities / probabilities.sum(), per_fold, per_mirror, mirror_weight, by_region)
+    verdict = ClassVerdict.of(probabilities / probabilities.sum(), per_fold, per_mirror, mirror_weight, by_region)
+    agreement = float(np.mean([fold.agreement for fold in folds]))
+    return replace(verdict, agreement=agreement, features=tuple(fold.features for fold in folds))
 
 
 def _entropy(probabilities: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from braintum.conversion.format.cases import ClassSchema
 from braintum.conversion.format.label_names import named_labels
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
 from braintum.inference.prediction.class_evidence import ClassRecorder, FoldEvidence
+from braintum.inference.prediction.window_batches import mirror_axes
 
 
 class JointPredictor(SegmentationPredictor):
@@ -95,7 +96,7 @@ class JointPredictor(SegmentationPredictor):
 
     def recorder(self, network: Any) -> ClassRecorder:
         """What is to be called in place of a network, and keeps the class evidence."""
-        return ClassRecorder(network, self.label_manager.has_regions, self.region_channels)
+        return ClassRecorder(network, self.label_manager.has_regions, self.region_channels, describe_passes=True)
 
     def reset_evidence(self) -> None:
         """Forget what was collected."""
@@ -109,7 +110,8 @@ class JointPredictor(SegmentationPredictor):
     def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:
         """Segmentation logits of one set of weights; appends its class evidence."""
         logits = super().predict_sliding_window_return_logits(input_image)
-        self.evidence.append(FoldEvidence.from_records(self._windows))
+        mirrors = mirror_axes(self.allowed_mirroring_axes if self.use_mirroring else None)
+        self.evidence.append(FoldEvidence.from_records(self._windows, mirrors))
         return logits
 
     def _internal_predict_sliding_window_return_logits(self, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
-from braintum.inference.prediction.class_evidence import ClassRecorder, FoldEvidence
+from braintum.inference.prediction.class_evidence import ClassRecorder, FoldEvidence, mirror_agreement
 from braintum.inference.prediction.memory_budget import is_out_of_memory
 
 
@@ -80,6 +80,8 @@ class CaseInProgress:
         self._class_logits: dict[tuple[int, int, int], torch.Tensor] = {}  # fold, window, mirror
         self._tumour_weights: dict[tuple[int, int, int], torch.Tensor] = {}
         self._region_logits: dict[str, dict[tuple[int, int, int], torch.Tensor]] = {}
+        self._coarse_maps: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._features: dict[tuple[int, int, int], torch.Tensor] = {}
         self._open = num_folds * len(self.windows) * len(self.mirrors)
         self._lock = threading.Lock()
 
@@ -113,6 +115,9 @@ class CaseInProgress:
         self._tumour_weights[key] = recorder.tumour_weights[0][index]
         for name, logits in recorder.region_class_logits.items():
             self._region_logits.setdefault(name, {})[key] = logits[0][index]
+        for kept, noted in ((self._coarse_maps, recorder.coarse_maps), (self._features, recorder.features)):
+            if noted:
+                kept[key] = noted[0][index]
 
     def logits(self) -> np.ndarray:
         """Segmentation logits (heads, Z, Y, X) in float32, averaged over windows, mirrors and folds."""
@@ -135,8 +140,16 @@ class CaseInProgress:
         probabilities = self._probabilities(self._class_logits)
         weights = self._table(self._tumour_weights).cpu().numpy()
         by_region = {name: self._probabilities(logits) for name, logits in self._region_logits.items()}
+        maps = self._table(self._coarse_maps) if self._coarse_maps else None
+        features = self._table(self._features)[:, :, 0].mean(1).cpu().numpy() if self._features else None
         return [
-            FoldEvidence(probabilities[fold], weights[fold], {name: values[fold] for name, values in by_region.items()})
+            FoldEvidence(
+                probabilities[fold],
+                weights[fold],
+                {name: values[fold] for name, values in by_region.items()},
+                float("nan") if maps is None else mirror_agreement(maps[fold], self.mirrors),
+                None if features is None else features[fold],
+            )
             for fold in range(self._num_folds)
         ]
 

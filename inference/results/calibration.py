@@ -112,9 +112,12 @@ def result_of(
 def is_calibrated_with(result_file: Path, calibration: Calibration | None) -> bool:
     """Whether an earlier result was calibrated in this way, or not at all if None; False for a damaged file."""
     try:
-        found = json.loads(result_file.read_text(encoding="utf-8")).get("calibration")
+        result = json.loads(result_file.read_text(encoding="utf-8"))
+        found, trusted = result.get("calibration"), "trust" in result
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
         return False
     if calibration is None or found is None:
         return calibration is None and found is None
+    if trusted != (calibration.trust is not None):
+        return False
     return (found["temperature"], found["threshold"]) == (calibration.temperature, calibration.threshold)

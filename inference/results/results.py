@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,23 @@ CASE_FILES = "[!.]*.json"  # what is being written, or was when a process was ki
 UNCERTAINTIES = ("predictive_entropy", "mutual_information")
 
 
+def _interval(bounds: Sequence[float | None] | None) -> str:
+    """Two numbers in words; empty for none."""
+    if bounds is None:
+        return ""
+    low, high = bounds
+    return f"{low:.1f} or more" if high is None else f"{low:.1f} to {high:.1f}"
+
+
+_TRUST: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "review": lambda found: "yes" if found["review"] else "no",
+    "expected_dice": lambda found: f"{found['expected_dice']:.3f}" if "expected_dice" in found else "",
+    "class_set": lambda found: "|".join(found["class_set_of_each"]),
+    "volume_interval": lambda found: _interval(found.get("volume_interval")),
+}
+"""Column of ``classes.csv`` → cell, from what :func:`braintum.inference.results.trust.trust_of_case` says."""
+
+
 def case_result(
     case: str, verdict: ClassVerdict, schema: ClassSchema, tumour_volume: tuple[float, str]
 ) -> dict[str, Any]:
@@ -37,7 +54,8 @@ def case_result(
         ``case``, ``predicted_class``, ``confidence``, ``probabilities``, ``per_fold``, ``fold_spread`` and
         ``mirror_spread`` (standard deviations; None where there is one fold or no mirroring), ``predictive_entropy``
         and ``mutual_information`` (in nats; the latter None where there is one fold and no mirroring),
-        ``tumour_evidence``, ``tumour_volume`` and ``volume_unit``; where the model segments several labels also
+        ``mask_agreement`` (of mirrored passes; None where not known), ``tumour_evidence``, ``tumour_volume`` and
+        ``volume_unit``; where the model segments several labels also
         ``by_region``, the probabilities if the classifier sees one of them only.
     """
 
@@ -60,6 +78,7 @@ def case_result(
         **({"by_region": {name: by_class(p) for name, p in verdict.by_region.items()}} if verdict.by_region else {}),
         "predictive_entropy": verdict.predictive_entropy,
         "mutual_information": None if np.isnan(verdict.mutual_information) else verdict.mutual_information,
+        "mask_agreement": None if np.isnan(verdict.agreement) else verdict.agreement,
         "tumour_evidence": verdict.tumour_evidence,
         "tumour_volume": volume,
         "volume_unit": unit,
@@ -98,8 +117,9 @@ def tumour_volume(segmentation: np.ndarray, spacing: Sequence[float], is_picture
 
 def write_classes_csv(file: Path, results: Iterable[Mapping[str, Any]], schema: ClassSchema, **columns: Any) -> None:
     """One row a case, sorted: ``case, predicted_class, confidence, probability_<class> …, tumour_volume, volume_unit,
-    predictive_entropy, mutual_information``; with calibrated results also ``verdict``, before ``predicted_class``, and
-    where images were looked at ``warnings``, last.
+    predictive_entropy, mutual_information``; with calibrated results also ``verdict``, ``review``, ``expected_dice``,
+    ``class_set`` and ``volume_interval`` before ``predicted_class``, and where images were looked at ``warnings``,
+    last.
 
     Args:
         file: replaced as a whole.
@@ -116,6 +136,9 @@ def write_classes_csv(file: Path, results: Iterable[Mapping[str, Any]], schema: 
     }
     if verdicts:
         columns["verdict"] = verdicts
+    trusted = {result["case"]: result["trust"] for result in results if "trust" in result}
+    if trusted:
+        columns |= {name: {case: cell(found) for case, found in trusted.items()} for name, cell in _TRUST.items()}
     warnings = ("warnings",) if any("warnings" in result for result in results) else ()
     write_results_table(file, "case", results, schema, columns, uncertainties=UNCERTAINTIES, remarks=warnings)
 

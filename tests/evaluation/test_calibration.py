@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from calibration_data import NAMES, case_result, held_out, make_calibration
+from evaluation_data import square, write_mask
 from nnunetv2.model_sharing.model_export import export_pretrained_model
 from tiny_training import write_preprocessed
 
@@ -18,9 +20,12 @@ from braintum.architectures.weights_fingerprint import weights_fingerprint
 from braintum.commands.command import run_command
 from braintum.conversion.format.calibration import Calibration
 from braintum.conversion.format.cases import Case, write_cases
+from braintum.conversion.format.trust import Trust
 from braintum.evaluation.calibrate_cli import calibrate_model
 from braintum.evaluation.calibration.calibration import calibrate, held_out_cases, store_calibration
+from braintum.evaluation.calibration.held_out_masks import THRESHOLDS, held_out_masks
 from braintum.evaluation.results.predictions import predictions_of_folds
+from braintum.evaluation.results.tables import number
 from braintum.inference.results.calibration import calibration_of
 
 DATASET, MODEL = "Dataset042_Tiny", "nnUNetTrainerMultiTask__BrainTumPlans__2d"
@@ -48,8 +53,7 @@ def model(tmp_path, monkeypatch):
         for name, probabilities, own_fold in zip(cases.names, cases.probabilities, cases.folds, strict=True):
             if own_fold == fold:
                 results[name] = case_result(name, probabilities)
-                (validation / f"{name}.nii.gz").touch()
-                (truth / f"{name}.nii.gz").touch()
+                write_masks(validation, truth, name)
         (validation / "classification.json").write_text(json.dumps({"cases": results}))
         (validation / "summary.json").write_text("{}")
         (folder / f"fold_{fold}" / "progress.png").touch()
@@ -65,6 +69,16 @@ def model(tmp_path, monkeypatch):
     (folder / "dataset_fingerprint.json").write_text("{}")
     (folder / "plans.json").write_text(json.dumps({"dataset_name": DATASET}))
     return folder
+
+
+def write_masks(validation, truth, name):
+    """A square that is predicted nearly as it is, with voxel probabilities."""
+    edge = 4 + int(name.removeprefix("case_")) % 9
+    true, predicted = square(2, 2, edge), square(2, 2 + edge % 3, edge)
+    write_mask(truth / f"{name}.nii.gz", true)
+    write_mask(validation / f"{name}.nii.gz", predicted)
+    inside = np.where(predicted, 0.95 - 0.15 * (edge % 3), np.where(true, 0.3, 0.02)).astype(np.float32)[None]
+    np.savez_compressed(validation / f"{name}.npz", probabilities=np.stack([1 - inside, inside]))
 
 
 def _rows(cases):
@@ -85,7 +99,8 @@ def test_command(model, capsys):
     assert command("-m", model, "--target-accuracy", 0.7, "--resamples", 100) == 0
     out = capsys.readouterr().out
     content = json.loads((model / "dataset.json").read_text())
-    stored = content.pop("calibration")
+    stored, trust = content.pop("calibration"), Trust.from_dataset_json(content)
+    del content["trust"]
     assert content == before
     written = json.loads((model / "calibration" / "calibration.json").read_text())
     cases = held_out_cases(predictions_of_folds(model))
@@ -103,7 +118,29 @@ def test_command(model, capsys):
     assert (model / "calibration" / "calibration.png").stat().st_size > 10000
     assert Calibration.from_dataset_json({"calibration": stored}).to_json() == stored
 
+    assert (trust.unit, trust.num_units, trust.num_cases, trust.coverage) == ("patients", 60, 119, 0.95)
+    assert "agreement" not in trust.masks.quality.features and trust.familiarity == {}
+    kept = json.loads((model / "calibration" / "trust.json").read_text())
+    masks = held_out_masks(predictions_of_folds(model), show_progress=False)
+    true = {case: 4 + int(case.removeprefix("case_")) % 9 for case in masks.names}
+    shifts = np.array([edge % 3 for edge in true.values()])
+    edges = np.array(list(true.values()))
+    assert masks.dice == pytest.approx((edges - shifts) / edges)
+    assert masks.true_size == pytest.approx(edges**2)  # mm2: voxels of 0.5 by 2 mm
+    at = int(np.argmin(abs(THRESHOLDS - 0.5)))
+    assert masks.missed[:, at] == pytest.approx(shifts / edges) and masks.wrong[:, at] == pytest.approx(shifts / edges)
+    assert masks.missed[:, 0] == pytest.approx(0)
+    assert kept["masks"]["correlation"] > 0.5 and kept["masks"]["num_cases"] == 120
+    assert kept["masks"]["volume_interval"]["width"] is None  # 30 patients of the other fold are too few for 95 %
+    assert f"correlation {number(kept['masks']['correlation'])}" in out
+
+    for file in model.glob("fold_1/validation/*.npz"):
+        file.unlink()
+    np.save(model / "fold_1" / "validation" / "encoder_features.npy", np.random.default_rng(0).normal(size=(60, 5)))
     assert command("-m", model, "-f", 1, "--resamples", 100, "-o", model / "elsewhere") == 0
+    assert "nothing is promised of masks: a fold was validated without voxel" in capsys.readouterr().err
+    later = Trust.from_dataset_json(json.loads((model / "dataset.json").read_text()))
+    assert later.masks is None and list(later.familiarity) == ["1"]
     stored = json.loads((model / "dataset.json").read_text())["calibration"]
     assert (stored["folds"], stored["threshold"], stored["target_accuracy"]) == ([1], None, None)
     assert (model / "elsewhere" / "calibration.json").is_file()

@@ -103,6 +103,8 @@ def assert_equals_stock(predictor: Any, cases: list[tuple[str, np.ndarray]], fou
             np.testing.assert_allclose(ours.weights[order], theirs.weights[their_order], atol=1e-5)
             np.testing.assert_allclose(ours.probabilities[order], theirs.probabilities[their_order], atol=1e-5)
             assert ours.by_region.keys() == theirs.by_region.keys()
+            assert 0 < ours.agreement <= 1 + 1e-6 and ours.agreement == pytest.approx(theirs.agreement, abs=1e-4)
+            np.testing.assert_allclose(ours.features, theirs.features, rtol=1e-3, atol=1e-4)
             for name, probabilities in theirs.by_region.items():
                 np.testing.assert_allclose(ours.by_region[name][order], probabilities[their_order], atol=1e-5)
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from braintum.architectures.weights_fingerprint import weights_fingerprint
 from braintum.commands.command import run_command
 from braintum.conversion.format.calibration import UNCERTAIN
 from braintum.conversion.format.cases import ClassSchema
+from braintum.conversion.format.familiarity import Familiarity
+from braintum.conversion.format.trust import MaskTrust, QualityModel, Trust
 from braintum.evaluation.calibration.calibration import store_calibration
 from braintum.inference.cli import predict
 from braintum.inference.prediction.class_evidence import FoldEvidence, aggregate
@@ -161,6 +164,64 @@ def test_calibrated_prediction(nnunet_folders, tmp_path, monkeypatch, capsys):
     told = capsys.readouterr()
     assert "warning: the weights in checkpoint_final.pth of fold 0 are not those" in told.err
     assert "3 cases predicted" in told.out and all("calibration" in result for result in results("raw"))
+
+
+@pytest.mark.slow
+def test_what_is_promised_of_a_case(nnunet_folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    data = write_preprocessed(nnunet_folders.preprocessed, "2d")
+    data.plans["foreground_intensity_properties_per_channel"]["0"] = {}
+    trainer = data.trainer("nnUNetTrainerMultiTask")
+    trainer.on_train_start()
+    trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    trained, images = Path(trainer.output_folder_base), tmp_path / "images"
+    images.mkdir()
+    pixels = np.random.default_rng(0).normal(0, 1, (32, 32)).astype(np.float32)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(pixels), str(images / "c0_0000.nii.gz"))
+
+    def run(target, *options):
+        given = ("-i", images, "-o", tmp_path / target, "-m", trained, "-device", "cpu", "--disable_progress_bar")
+        assert run_command(predict, [str(argument) for argument in (*given, *options)], needs_nnunet=False) == 0
+        return json.loads((tmp_path / target / "classes" / "c0.json").read_text())
+
+    def mask(*path):
+        return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path.joinpath(*path, "c0.nii.gz"))))
+
+    features = ("soft_dice", "agreement")
+    quality = QualityModel(features, (0.5, 0.5), (0.5, 0.5), ((0.0,), (0.0,), (0.0,)), (0.0, 0.625))
+    masks = MaskTrust(quality, 0.5, 0.5, 0.7, 0.95, 0.7, 1.0, 1.0, 0.1, 0.2, 0.8, 2.0, 2.0)
+    far = Familiarity(np.full(trainer.network.encoder.output_channels[-1], 1e4), np.zeros((1, 1)), 1.0, 1.0)
+    far = replace(far, directions=np.ones((1, len(far.mean))))
+    trust = Trust(0.9, "cases", 40, 40, 0.0, dict.fromkeys(NAMES, 0.0), masks)
+    fingerprints = {"0": weights_fingerprint(trainer.network.state_dict())}
+    calibration = make_calibration(folds=(0,), fingerprints=fingerprints, trust=trust)
+    store_calibration(trained, calibration)
+    raw = run("raw", "--save_probabilities")
+    assert "trust" not in raw
+    result = run("trusted", "--calibrated", "--bounds", "--save_probabilities")
+    found = result["trust"]
+    assert found["expected_dice"] == 0.625 and found["dice_interval"] == pytest.approx([0.4125, 0.8375])
+    assert found["review"] is True and found["reasons"] == ["expected Dice 0.62 below 0.70"]
+    assert sorted(found["class_set"]) == sorted(NAMES) and found["unfamiliar"] is None
+    with open(tmp_path / "trusted" / "classes.csv", newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["review"], row["expected_dice"], row["class_set"]) == ("yes", "0.625", "|".join(found["class_set"]))
+    assert row["volume_interval"] == " to ".join(f"{bound:.1f}" for bound in found["volume_interval"])
+
+    before, after = (np.load(tmp_path / name / "c0.npz")["probabilities"] for name in ("raw", "trusted"))
+    assert after == pytest.approx(np.sqrt(before) / np.sqrt(before).sum(0), abs=1e-4)
+    assert (mask("raw") == mask("trusted")).all()
+    for name, threshold in (("outer", 0.2), ("inner", 0.8)):
+        assert (mask("trusted", name) == (1 - before[0, 0] >= threshold)).all()
+
+    store_calibration(trained, replace(calibration, trust=replace(trust, masks=None, familiarity={"0": far})))
+    result = run("unfamiliar", "--calibrated")
+    assert result["trust"]["unfamiliar"] > 1 and "expected_dice" not in result["trust"]
+    assert "unlike the images of the data set" in result["trust"]["reasons"][0]
+    capsys.readouterr()
+    arguments = ["-i", images, "-o", tmp_path / "none", "-m", trained, "-device", "cpu", "--calibrated", "--bounds"]
+    assert run_command(predict, [str(argument) for argument in arguments], needs_nnunet=False) == 1
+    assert "validate the folds with --npz" in capsys.readouterr().err
 
 
 def test_entropy_and_disagreement_of_folds_and_mirrors():

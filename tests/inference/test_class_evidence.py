@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from braintum.architectures.heads.classification_head import restricted_to_region, tumour_probability
-from braintum.inference.prediction.class_evidence import ClassRecorder, FoldEvidence, aggregate
+from braintum.inference.prediction.class_evidence import ClassRecorder, FoldEvidence, aggregate, mirror_agreement
 
 
 def fold(probabilities: list, weights: list) -> FoldEvidence:
     return FoldEvidence(np.array(probabilities, np.float32), np.array(weights, np.float32))
 
+
+MIRRORS = [(), (0,)]
 
 # two windows, one mirror, two classes
 TWO_WINDOWS = fold([[[0.9, 0.1]], [[0.2, 0.8]]], [[0.5], [0.0]])
@@ -81,7 +83,7 @@ def test_recorder_returns_the_segmentation_and_keeps_the_rest() -> None:
 
     recorder = ClassRecorder(network, sigmoid_segmentation=False)
     assert recorder(torch.zeros(1))[0] is segmentation
-    evidence = FoldEvidence.from_records([recorder])
+    evidence = FoldEvidence.from_records([recorder], MIRRORS)
     assert evidence.weights == pytest.approx(np.array([[1 / (1 + np.exp(-2))]]))
     assert evidence.probabilities == pytest.approx(np.array([[[np.e / (np.e + 1), 1 / (np.e + 1)]]]))
 
@@ -113,7 +115,7 @@ def test_parts_of_the_tumour_are_shown_one_by_one() -> None:
         (found,) = recorder.region_class_logits[name]
         assert found[0, 0].item() == pytest.approx(values.mean().item(), abs=1e-6)
     assert recorder.class_logits[0][0, 0].item() == pytest.approx((1 - probabilities[:, 0]).mean().item(), abs=1e-6)
-    evidence = FoldEvidence.from_records([recorder])
+    evidence = FoldEvidence.from_records([recorder], MIRRORS)
     verdict = aggregate([evidence])
     assert set(verdict.by_region) == {"core", "oedema"}
     core = torch.softmax(recorder.region_class_logits["core"][0], 1)[0].tolist()
@@ -124,3 +126,16 @@ def test_region_of_sigmoid_heads() -> None:
     logits = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     shown = tumour_probability(restricted_to_region(logits, [2], True), True)
     torch.testing.assert_close(shown, torch.sigmoid(logits[:, 2:3]))
+
+
+def test_agreement_of_mirrored_passes_by_hand() -> None:
+    plain = torch.tensor([[[0.8, 0.2], [0.0, 0.4]], [[0.0, 0.0], [0.6, 0.0]]])  # windows, y, x
+    other = torch.tensor([[[0.4, 0.2], [0.2, 0.0]], [[0.0, 0.0], [0.6, 0.0]]])
+    maps = torch.stack([plain, other.flip(1)], 1)  # the second pass saw the window mirrored along y
+    expected = 2 * (0.4 + 0.2 + 0.0 + 0.0 + 0.6) / (1.4 + 0.6 + 0.8 + 0.6)
+    assert mirror_agreement(maps, [(), (0,)]) == pytest.approx(expected, rel=1e-5)
+    assert mirror_agreement(torch.stack([plain, plain], 1), [(), ()]) == pytest.approx(1)
+    assert mirror_agreement(torch.zeros(1, 2, 3, 3), [(), (1,)]) == pytest.approx(1)  # all see nothing
+    assert np.isnan(mirror_agreement(maps[:, :1], [()]))
+    three = torch.stack([plain, plain, other], 1)
+    assert mirror_agreement(three, [(), (), ()]) == pytest.approx((1 + 2 * expected) / 3, rel=1e-5)

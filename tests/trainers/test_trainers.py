@@ -332,7 +332,7 @@ def test_stopped_training_is_validated_and_its_models_predict(
     plans = plan_and_preprocess(7)
     for name, written in (
         ("nnUNetTrainerUNet", {"summary.json"}),
-        ("nnUNetTrainerJointUNet", {"summary.json", "classes.csv", "classification.json"}),
+        ("nnUNetTrainerJointUNet", {"summary.json", "classes.csv", "classification.json", "encoder_features.npy"}),
     ):
         trainer = make_trainer(7, plans, trainer=name)
         monkeypatch.setattr(type(trainer), "recipe", replace(trainer.recipe, early_stopping=1, num_epochs=100))

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from braintum.conversion.files.atomic import write_json_atomic
+from braintum.conversion.files.atomic import atomic_path, write_json_atomic
 from braintum.conversion.format.cases import ClassSchema
+from braintum.conversion.format.familiarity import FEATURES_FILE
 from braintum.conversion.format.patients import patient_class, patient_of_cases
 from braintum.evaluation.metrics.classification_metrics import classification_metrics
 from braintum.inference.results.patients import PATIENTS_FILE, patient_results, write_patients_csv
@@ -55,6 +56,16 @@ def write_validation_results(
         }
     write_json_atomic(folder / "classification.json", content)
     return figures
+
+
+def write_encoder_features(folder: Path, features: Sequence[np.ndarray | None]) -> None:
+    """Encoder features of the cases, in the order of ``classification.json``; none where not all are known.
+
+    ``braintum_calibrate`` learns from them what images of the data set look like to the network.
+    """
+    if features and all(found is not None for found in features):
+        with atomic_path(folder / FEATURES_FILE) as partial, partial.open("wb") as stream:
+            np.save(stream, np.stack([np.asarray(found, np.float16) for found in features]))
 
 
 def _figures(
