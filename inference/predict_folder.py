@@ -21,7 +21,8 @@ from braintum.conversion.files.atomic import (
     remove_partial_files,
     write_json_atomic,
 )
-from braintum.conversion.files.disk import explain_unwritable, locked_folder
+from braintum.conversion.files.disk import explain_unwritable
+from braintum.conversion.files.lease import leased
 from braintum.conversion.files.parallel import prepare_worker
 from braintum.conversion.format.calibration import Calibration
 from braintum.conversion.format.cases import ClassSchema, read_dates
@@ -221,7 +222,7 @@ def predict_folder(
                 "kept, go on with fewer workers: -npp and --continue_prediction"
             ) from error
     num_patients = None
-    with locked_folder(classes_folder):  # of several processes, the last one lists the cases of all
+    with leased(target, "tables"):  # of several processes, the last one lists the cases of all
         found = read_case_results(classes_folder, schema)
         write_classes_csv(results, found, schema)
         write_left_out(target / LEFT_OUT_FILE, failed, source, others)

@@ -26,7 +26,9 @@ from braintum.architectures.weights.partial_loading import LoadReport, load_matc
 from braintum.architectures.weights.store import RANDOM, VARIABLE, InstalledWeights, find, read_weights
 from braintum.commands.provenance import PROVENANCE_FILE, provenance
 from braintum.commands.seams import replaced
+from braintum.commands.stopping import EXIT_STOPPED
 from braintum.conversion.files.atomic import atomic_writes_of, write_json_atomic
+from braintum.conversion.files.lease import leased
 from braintum.conversion.format.calibration import CALIBRATION_KEY, stored_calibration
 from braintum.conversion.format.cases import find_cases_file, read_cases
 from braintum.conversion.format.splits import SPLITS_FILE, Splits, read_splits
@@ -54,6 +56,8 @@ from braintum.trainers.recipes.settings import TrainingSettings
 from braintum.trainers.safety.checkpoint_writer import CheckpointWriter, checkpoint_of, on_cpu, write_checkpoint
 from braintum.trainers.safety.crash_safety import begin_validation, export_completely, remove_partial_checkpoints
 from braintum.trainers.safety.debug_information import remove_machine
+from braintum.trainers.safety.stop_request import StopRequestedError, end_workers, stop_requested
+from braintum.trainers.tensorboard import PICTURE_EVERY, TensorBoardLogger
 
 
 class _StoppedEarly(Exception):
@@ -82,6 +86,7 @@ class SegmentationTrainer(nnUNetTrainer):
     num_epochs: int
     num_iterations_per_epoch: int
     num_val_iterations_per_epoch: int
+    save_every: int
     _best_ema: Any
 
     recipe: ClassVar[Recipe]
@@ -125,6 +130,8 @@ class SegmentationTrainer(nnUNetTrainer):
             ratio = self.num_val_iterations_per_epoch / self.num_iterations_per_epoch
             self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
             self.num_val_iterations_per_epoch = max(1, round(ratio * self.num_iterations_per_epoch))
+        self.save_every = self.settings.save_every or self.save_every
+        self.board: TensorBoardLogger | None = None
 
     # ------------------------------------------------------------------ network, loss and optimiser
 
@@ -381,6 +388,9 @@ class SegmentationTrainer(nnUNetTrainer):
         with atomic_writes_of(stock_module):  # trainings of other folds read and write the same files
             super().on_train_start()
         self._choose_cpu_arithmetic()
+        if self.settings.tensorboard and self.local_rank == 0:
+            self.board = TensorBoardLogger(self.output_folder, self.current_epoch)
+            self.logger.loggers.append(self.board)
         if self.current_epoch > 0:
             self.save_missed_checkpoints()
 
@@ -395,14 +405,26 @@ class SegmentationTrainer(nnUNetTrainer):
         """As stock, with checkpoints written in the background while it runs.
 
         Where the recipe's early stopping ends it, the final checkpoint is written as ever.
+
+        Raises:
+            LeasedError: another process trains or validates this fold.
+            SystemExit: with :data:`braintum.commands.stopping.EXIT_STOPPED`, where it was asked to stop.
         """
-        with CheckpointWriter() as self.checkpoint_writer:
+        with self.alone_in_fold(), CheckpointWriter() as self.checkpoint_writer:
             try:
                 super().run_training()
             except _StoppedEarly:
                 self.on_train_end()
+            except StopRequestedError:
+                for loader in (self.dataloader_train, self.dataloader_val):
+                    end_workers(loader.batches if isinstance(loader, AugmentedBatches) else loader)
+                raise SystemExit(EXIT_STOPPED) from None
             finally:
                 self.checkpoint_writer = None
+
+    def alone_in_fold(self) -> Any:
+        """Within it, no other process trains or validates this fold: they would write over one another."""
+        return leased(self.output_folder, "training", wait=False) if self.local_rank == 0 else nullcontext()
 
     def on_train_end(self) -> None:
         """As stock, which shuts down the workers of its own iterators only; from now on checkpoints are waited for."""
@@ -419,9 +441,14 @@ class SegmentationTrainer(nnUNetTrainer):
         return patience is not None and epochs_without_improvement(self.val_losses()) >= patience
 
     def on_epoch_start(self) -> None:
-        """As stock, unless training has ended, or a checkpoint could not be written."""
+        """As stock, unless training has ended or is to be stopped, or a checkpoint could not be written."""
         if self.checkpoint_writer is not None:
             self.checkpoint_writer.raise_errors()
+        if stop_requested(self.is_ddp):
+            if self.current_epoch > 0:
+                self._save_checkpoint_of_past_epoch("checkpoint_latest.pth")
+            self.print_to_log_file(f"Asked to stop before epoch {self.current_epoch}; --c goes on from here")
+            raise StopRequestedError
         if self.should_stop():
             self.print_to_log_file(f"Stopped before epoch {self.current_epoch} of {self.num_epochs}")
             raise _StoppedEarly
@@ -453,8 +480,22 @@ class SegmentationTrainer(nnUNetTrainer):
 
     def validation_step(self, batch: dict) -> dict:
         """As stock, in :meth:`autocast`."""
+        self._seen_batch = batch
         with replaced(stock_module, dummy_context=self.autocast):
             return super().validation_step(batch)
+
+    def _show_patch(self) -> None:
+        """A picture of the last validation batch."""
+        target = self._seen_batch["target"]
+        truth = (target[0] if isinstance(target, list) else target)[0]  # (1 or regions, [Z,] Y, X)
+        image = self._seen_batch["data"][:1].to(self.device)
+        with torch.no_grad(), self.autocast():
+            output = self.network(image)
+        logits = (output[0] if isinstance(output, (list, tuple)) else output)[0]
+        regions = self.label_manager.has_regions
+        predicted = (logits > 0).sum(0) if regions else logits.argmax(0)
+        shown = truth.clamp(min=0).sum(0) if regions else truth[0]
+        self.board.picture(image[0, 0], shown.to(self.device), predicted, self.current_epoch)
 
     def on_validation_epoch_start(self) -> None:
         """As stock, with the average of the weights where the recipe has one."""
@@ -465,6 +506,8 @@ class SegmentationTrainer(nnUNetTrainer):
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """As stock; Dice is carried over where no validation patch shows foreground."""
         super().on_validation_epoch_end(val_outputs)
+        if self.board is not None and self.current_epoch % PICTURE_EVERY == 0:
+            self._show_patch()
         if self.averaged_weights is not None:
             self.averaged_weights.swap()
         # one NaN would stay in nnU-Net's average for good
@@ -557,6 +600,7 @@ class SegmentationTrainer(nnUNetTrainer):
         if self.local_rank == 0:
             begin_validation(Path(self.output_folder) / "validation")
         with (
+            self.alone_in_fold(),
             self.weights_to_keep(),
             replaced(  # one long method, which predicts, writes and evaluates
                 stock_module,
