@@ -168,6 +168,7 @@ def predict_folder(
     precision: Precision = "float32",
     show_progress: bool = True,
     arguments: dict[str, Any] | None = None,
+    part_file: FilePath | None = None,
 ) -> folders.PredictedFolder:
     """Predict every case in a folder, as ``braintum_predict`` does.
 
@@ -193,6 +194,7 @@ def predict_folder(
         precision: see :func:`predict`.
         show_progress: a bar over the cases.
         arguments: to be recorded in ``predict_from_raw_data_args.json``.
+        part_file: of ``braintum_predict --write-parts``: predict what it lists, and write no tables.
 
     Returns:
         The cases that were predicted, and what is wrong with the others.
@@ -220,6 +222,7 @@ def predict_folder(
         exact=exact,
         precision=precision,
         calibration=_calibration(class_predictor or predictor, aggregation) if calibrated else None,
+        part_file=part_file,
     )
 
 

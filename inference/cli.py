@@ -2,16 +2,19 @@
 
 import argparse
 import logging
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from braintum.commands.command import EXIT_SOME_FAILED, run_command
+from braintum.commands.executor_arguments import add_executor_arguments
 from braintum.commands.model_arguments import DEFAULT_CHECKPOINT, add_model_arguments, fold, model_folder
 from braintum.commands.provenance import without_folders
 from braintum.inference.prediction.aggregation_modes import AGGREGATION_MODES
 from braintum.inference.prediction.input_files import LEFT_OUT_FILE, check_folder, check_input, check_output
+from braintum.inference.prediction.part_files import write_parts
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -81,6 +84,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="CASES_CSV",
         help="cases.csv with a row a case: also write patients.csv, the cases of each patient together",
     )
+    add_executor_arguments(parser)
+    parser.set_defaults(on=None)
+    parts = parser.add_argument_group("parts", "what jobs of --on run; the input folder is listed once for all of them")
+    parts.add_argument("--write-parts", type=Path, metavar="FOLDER", help="only list the input, in -num_parts files")
+    parts.add_argument("--part", type=Path, metavar="FILE", help="predict what one of these files lists, no tables")
+    parts.add_argument("--merge-parts", type=Path, metavar="FOLDER", help="only write the tables of all parts")
     parser.add_argument("--disable_progress_bar", action="store_true", help="for log files")
     parser.add_argument("--verbose", action="store_true", help="also print what the steps in between report")
     return parser
@@ -120,6 +129,8 @@ def predict(argv: list[str] | None = None) -> int:
     if args.i is None or args.o is None:
         parser.error("the following arguments are required: -i, -o")
     check_output(Path(args.o), Path(args.i))
+    if args.on is not None:
+        return predict_in_jobs(sys.argv[1:] if argv is None else argv)
     if not has_own_model:
         return _predict_with_ready_model(args)
     if not 0 <= args.part_id < args.num_parts:
@@ -129,7 +140,17 @@ def predict(argv: list[str] | None = None) -> int:
     check_onnx(args)
     check_folder(Path(args.i))
     folder = model_folder(args)
-    check_input(Path(args.i), folder)
+    if args.write_parts is not None:
+        print(f"{write_parts(args.write_parts, Path(args.i), folder, args.num_parts)} cases in {args.num_parts} parts")
+        return 0
+    if args.merge_parts is not None:
+        from braintum.inference.predict_folder import CLASSES_FILE, merge_parts
+
+        listed, failed = merge_parts(args.merge_parts, Path(args.o), Path(args.i), args.cases)
+        print(f"{listed} cases listed in {Path(args.o) / CLASSES_FILE}")
+        return _exit_code(failed, Path(args.o))
+    if args.part is None:
+        check_input(Path(args.i), folder)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
     logging.getLogger("braintum.inference.prediction.precision").setLevel(logging.INFO)  # in which precision, and why
 
@@ -178,9 +199,13 @@ def predict(argv: list[str] | None = None) -> int:
         exact=args.exact,
         precision=args.precision,
         show_progress=not args.disable_progress_bar,
+        part_file=args.part,
         arguments={name: without_folders(x) if isinstance(x, str) else x for name, x in vars(args).items()},
     )
     skipped = f", {len(outcome.skipped)} were there already" if outcome.skipped else ""
+    if args.part is not None:
+        print(f"{len(outcome.predicted)} cases predicted{skipped}, {len(outcome.failed)} could not be")
+        return 0
     print(
         f"{len(outcome.predicted)} cases predicted{skipped}; {outcome.listed} listed in {Path(args.o) / CLASSES_FILE}"
     )
@@ -189,6 +214,35 @@ def predict(argv: list[str] | None = None) -> int:
     for case, warnings in outcome.warnings.items():
         print(f"warning: {case}: {'; '.join(warnings)}", file=sys.stderr)
     return _exit_code(outcome.failed, Path(args.o))
+
+
+def predict_in_jobs(argv: list[str]) -> int:
+    """Hand over to ``braintum_run predict``: it runs this command for each part.
+
+    Args:
+        argv: of this command.
+
+    Returns:
+        The exit code of that command.
+    """
+    theirs = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    add_executor_arguments(theirs)
+    theirs.set_defaults(on=argparse.SUPPRESS)
+    for option in ("-o", "-num_parts", "-device"):
+        theirs.add_argument(option)
+    ours = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for option in ("-i", "-m", "--class-model", "--cases"):  # jobs may run in another folder
+        ours.add_argument(option, type=lambda text: str(Path(text).absolute()))
+    chosen, rest = theirs.parse_known_args(argv)
+    paths, rest = ours.parse_known_args(rest)
+    command = [str(Path(sys.executable).parent / "braintum_run"), "predict"]
+    for name, value in vars(chosen).items():
+        dash = "-" if name in ("o", "num_parts", "device") else "--"
+        command += [f"{dash}{name if dash == '-' else name.replace('_', '-')}", str(value)]
+    command.append("--")
+    for name, value in vars(paths).items():
+        command += [f"{'-' if len(name) == 1 else '--'}{name.replace('_', '-')}", value]
+    return subprocess.run([*command, *rest], check=False).returncode
 
 
 def _exit_code(failed: Mapping[str, str], output: Path) -> int:

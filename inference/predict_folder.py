@@ -22,6 +22,7 @@ from braintum.conversion.files.atomic import (
     write_json_atomic,
 )
 from braintum.conversion.files.disk import explain_unwritable
+from braintum.conversion.files.json_files import read_json_object
 from braintum.conversion.files.lease import leased
 from braintum.conversion.files.parallel import prepare_worker
 from braintum.conversion.format.calibration import Calibration
@@ -34,6 +35,7 @@ from braintum.inference.prediction.class_evidence import ClassVerdict, aggregate
 from braintum.inference.prediction.input_files import LEFT_OUT_FILE, check_output, find_cases, write_left_out
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.memory_budget import available_cores
+from braintum.inference.prediction.part_files import left_out_of_parts, read_part, write_left_out_of_part
 from braintum.inference.prediction.precision import Precision
 from braintum.inference.prediction.preprocessing import (
     DOUBTS,
@@ -111,6 +113,7 @@ def predict_folder(
     exact: bool = True,
     precision: Precision = "auto",
     calibration: Calibration | None = None,
+    part_file: str | os.PathLike[str] | None = None,
 ) -> PredictedFolder:
     """Predict segmentation and class of every case in a folder.
 
@@ -138,6 +141,8 @@ def predict_folder(
         precision: of the network in bulk; see :class:`braintum.inference.prediction.bulk_prediction.BulkPredictor`.
         calibration: of the model that predicts the classes, to be applied to their probabilities; None leaves them.
             Earlier results that were calibrated otherwise do not count as complete.
+        part_file: see :mod:`braintum.inference.prediction.part_files`; its cases are predicted, neither folder is
+            listed, and :func:`merge_parts` writes the tables of all parts.
 
     Raises:
         FileNotFoundError: see :func:`braintum.inference.prediction.input_files.find_cases` and
@@ -166,7 +171,10 @@ def predict_folder(
         calibration=calibration,
         schema=schema,
     )
-    cases, failed = find_cases(source, ending, model.num_channels)
+    if part_file is None:
+        cases, failed = find_cases(source, ending, model.num_channels)
+    else:
+        cases, failed, cases_file = read_part(Path(part_file)), {}, None
     classes_folder = target / CLASSES_FOLDER
     patients, dates = None, {}
     if cases_file is not None:
@@ -177,7 +185,7 @@ def predict_folder(
     failed = dict(list(failed.items())[part_id::num_parts])
 
     classes_folder.mkdir(parents=True, exist_ok=True)
-    for folder in (target, classes_folder):
+    for folder in (target, classes_folder) if part_file is None else ():
         remove_partial_files(folder, _ABANDONED_SECONDS)
     classification = class_predictor.dataset_json["classification"]  # whoever reads the results finds their classes
     write_json_atomic(target / "dataset.json", {**model.dataset_json, "classification": classification})
@@ -221,6 +229,9 @@ def predict_folder(
                 "a worker process was killed, most likely because the memory ran out; the cases predicted so far are "
                 "kept, go on with fewer workers: -npp and --continue_prediction"
             ) from error
+    if part_file is not None:
+        write_left_out_of_part(Path(part_file), failed)
+        return PredictedFolder(predicted, skipped, failed)
     num_patients = None
     with leased(target, "tables"):  # of several processes, the last one lists the cases of all
         found = read_case_results(classes_folder, schema)
@@ -231,6 +242,39 @@ def predict_folder(
     warned = {result["case"]: result[DOUBTS] for result in found if result.get(DOUBTS)}
     warnings = {case: warned[case] for case in predicted if case in warned}
     return PredictedFolder(predicted, skipped, failed, warnings, len(found), num_patients)
+
+
+def merge_parts(
+    parts: Path, output: Path, source: Path, cases_file: str | os.PathLike[str] | None = None
+) -> tuple[int, dict[str, str]]:
+    """Write the tables of a folder that was predicted in parts; the output is listed once.
+
+    Args:
+        parts: folder of the parts.
+        output: folder of the predictions.
+        source: folder of the images.
+        cases_file: a ``cases.csv``, for ``patients.csv``.
+
+    Returns:
+        The number of rows in ``classes.csv``, and what is wrong with the other cases.
+
+    Raises:
+        FileNotFoundError: nothing was predicted yet.
+        ValueError: results of another model are there, too, or ``cases_file`` lacks a case.
+    """
+    schema = ClassSchema.from_dataset_json(read_json_object(output / "dataset.json", "predict the parts first"))
+    if schema is None:
+        raise ValueError(f"{output / 'dataset.json'} declares no classes; predict the parts again")
+    for folder in (output, output / CLASSES_FOLDER):
+        remove_partial_files(folder, _ABANDONED_SECONDS)
+    found = read_case_results(output / CLASSES_FOLDER, schema)
+    failed = left_out_of_parts(parts)
+    write_classes_csv(output / CLASSES_FILE, found, schema)
+    write_left_out(output / LEFT_OUT_FILE, failed, source)
+    if cases_file is not None:
+        patients = read_patients(cases_file, {result["case"] for result in found})
+        merge_patients(output / CLASSES_FOLDER, output / PATIENTS_FILE, schema, patients, read_dates(cases_file))
+    return len(found), failed
 
 
 def _predict_cases(

@@ -31,7 +31,7 @@ from braintum.conversion.files.atomic import atomic_writes_of, write_json_atomic
 from braintum.conversion.files.lease import leased
 from braintum.conversion.format.calibration import CALIBRATION_KEY, stored_calibration
 from braintum.conversion.format.cases import find_cases_file, read_cases
-from braintum.conversion.format.splits import SPLITS_FILE, Splits, read_splits
+from braintum.conversion.format.splits import SPLITS_FILE, Splits, read_splits, splits_by_patient
 from braintum.evaluation.metrics.segmentation_metrics import metrics_on_folder
 from braintum.inference.models.checkpoints import load_checkpoint_safely, to_builtin
 from braintum.inference.models.trained_with import check_trained_with
@@ -46,7 +46,7 @@ from braintum.trainers.data.seeded_batches import (
     stream_of_rank,
 )
 from braintum.trainers.data.slice_sampling import SliceSampling, data_loader_class
-from braintum.trainers.data.split_check import check_known, check_leaks, splits_by_patient
+from braintum.trainers.data.split_check import check_known, check_leaks
 from braintum.trainers.identity import training_identity
 from braintum.trainers.losses.losses import UpsamplingDeepSupervisionLoss
 from braintum.trainers.recipes.papers import Paper

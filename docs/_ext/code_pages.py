@@ -10,7 +10,7 @@ from markup import table, title
 
 import braintum
 
-PARTS = ("conversion", "planner", "architectures", "trainers", "inference", "evaluation", "commands")
+PARTS = ("conversion", "planner", "architectures", "trainers", "inference", "evaluation", "experiments", "commands")
 
 
 def python_api_page() -> str:

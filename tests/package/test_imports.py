@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "inference": _LEAVES,
     "evaluation": _LEAVES,
     "trainers": _LEAVES | {"inference", "evaluation"},
+    "experiments": _LEAVES,
 }
 """Part of the package -> parts that it may import. A part's name alone may be imported by nobody: it has no content."""
 
@@ -30,6 +31,7 @@ FOLDERS = {
     "commands": "braintum_commands",
     "conversion": "dataset_conversion",
     "evaluation": "evaluation",
+    "experiments": "experiments",
     "inference": "inference",
     "planner": "braintum_planner",
     "trainers": "trainers",
@@ -262,9 +264,10 @@ def normalised(distribution: str) -> str:
 
 
 def declared_dependencies(setup_cfg: configparser.ConfigParser) -> set[str]:
-    """Of every installation, and of the extra for exported networks, which only functions import."""
+    """Of every installation, and of the extras, which only functions import."""
     requirements = setup_cfg["options"]["install_requires"].split("\n")
-    requirements += setup_cfg["options.extras_require"]["onnx"].split("\n")
+    for extra in ("onnx", "slurm", "tensorboard"):
+        requirements += setup_cfg["options.extras_require"][extra].split("\n")
     return {normalised(re.split(r"[<>=!~; ]", line.strip(), maxsplit=1)[0]) for line in requirements if line.strip()}
 
 
