@@ -22,7 +22,9 @@ from braintum.experiments.jobs import JOBS_FOLDER, Experiment
 from braintum.experiments.progress import read_progress
 from braintum.experiments.state import read_state, stored_state, update_state
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS, _LOOK_SECONDS = 0.2, 2.0
+"""Between two looks at the command, and at the stop file, which may lie on a network."""
+
 _KILL_SECONDS = 15
 """Between asking a command to end and killing it."""
 
@@ -41,7 +43,7 @@ class JobRun:
         self.stop_file = experiment.file_of(name, ".stop")
         self.log = experiment.file_of(name, ".log")
         self._process: subprocess.Popen | None = None
-        self._stopped = 0.0
+        self._stopped = self._looked = 0.0
         self._start = 0
         self._attempts: list[dict[str, Any]] = []
 
@@ -128,9 +130,13 @@ class JobRun:
 
     def _stop_if_asked(self) -> None:
         """Ask, then end, then kill."""
-        if not self.stop_file.exists():
-            return
-        self._stopped = self._stopped or time.monotonic()
+        if not self._stopped:
+            if time.monotonic() - self._looked < _LOOK_SECONDS:
+                return
+            self._looked = time.monotonic()
+            if not self.stop_file.exists():
+                return
+            self._stopped = time.monotonic()
         waited = time.monotonic() - self._stopped - self.job.stop_seconds
         if waited > _KILL_SECONDS:
             self._signal(signal.SIGKILL)

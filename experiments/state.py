@@ -21,12 +21,13 @@ State = dict[str, Any]
 
 
 def read_state(experiment: Experiment, job: Job) -> State:
-    """State of a job, as it is: files that show it done count, and a holder of its lease."""
+    """State of a job, as it is: what it leaves counts, where somebody else made it, too, and a holder of its lease."""
     state = stored_state(experiment, job)
-    if job.leaves and all(os.path.isfile(path) for path in job.leaves):
-        return state if state["state"] == DONE else {**state, "state": DONE, "reason": "was there already"}
-    if state["state"] == DONE and job.leaves:
-        return {**state, "state": WAITING, "reason": "what it had left is gone"}
+    there = all(os.path.isfile(path) for path in job.leaves)
+    if state["state"] == DONE:
+        return state if there else {**state, "state": WAITING, "reason": "what it had left is gone"}
+    if job.leaves and there and not state.get("attempts"):
+        return {**state, "state": DONE, "reason": "was there already"}
     holder = holder_of(experiment.folder / JOBS_FOLDER, job.name)
     if holder is not None:
         return {**state, "state": RUNNING}

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue")
@@ -87,7 +87,9 @@ def slurm_cluster(folder: Path, cores: int = 8) -> Iterator[dict[str, str]]:
         _wait_for(lambda: "idle" in _said(["sinfo", "-h", "-o", "%T"], environment), "an idle node")
         yield environment
     finally:
-        subprocess.run(["scancel", "--user=root"], env=environment, capture_output=True, check=False)
+        _said(["scancel", "--user=root"], environment)
+        with suppress(TimeoutError):
+            _wait_for(lambda: not _said(["squeue", "-h"], environment).strip(), "end of all jobs", 20)
         for daemon in reversed(daemons):
             daemon.send_signal(signal.SIGTERM)
         for daemon in daemons:
