@@ -157,7 +157,8 @@ def _start(experiment: Experiment, args: argparse.Namespace, names: list[str] | 
                 update_state(experiment, job, state=WAITING, reason="", cancelled=False)
         _say_what_starts(found, todo)
         if args.on == "slurm":
-            numbers = submit(experiment, todo)
+            queued = {name: str(state["slurm_id"]) for name, state in found.items() if _is_queued(state)}
+            numbers = submit(experiment, todo, queued)
             print(f"{len(numbers)} jobs submitted; see: braintum_run status {experiment.folder}")
             return 0
         found, interrupted = _run_here(experiment, todo, found, args.at_once)
@@ -165,7 +166,12 @@ def _start(experiment: Experiment, args: argparse.Namespace, names: list[str] | 
     if interrupted:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
-    return 0 if all(state["state"] == DONE for state in found.values()) else EXIT_SOME_FAILED
+    complete = all(state["state"] == DONE and not state.get("reason") for state in found.values())
+    return 0 if complete else EXIT_SOME_FAILED
+
+
+def _is_queued(state: State) -> bool:
+    return state["state"] in (RUNNING, SUBMITTED) and "slurm_id" in state
 
 
 def _check_is_same(experiment: Experiment) -> None:

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from braintum.commands.command import run_command
+from braintum.commands.command import EXIT_SOME_FAILED, run_command
 from braintum.commands.provenance import content_hash, versions
 from braintum.commands.stopping import STOP_VARIABLE
 from braintum.conversion.files.json_files import read_json
@@ -78,14 +78,18 @@ class JobRun:
             self.experiment, self.job, state=states.RUNNING, reason="", attempts=attempts, record=self._record()
         )
         self._attempts, self._start = attempts, self.log.stat().st_size if self.log.is_file() else 0
+        code = 0
         for command in self.job.commands:
-            if (code := self._run_command(command)) != 0:
+            code = max(code, self._run_command(command), key=abs)
+            if code not in (0, EXIT_SOME_FAILED):
                 break
         return self._end(code, self._start, attempts)
 
     def _end(self, code: int, start: int, attempts: list[dict[str, Any]]) -> str:
-        if all(os.path.isfile(path) for path in self.job.leaves) and code == 0:
-            return self._write(states.DONE, "", attempts)
+        if all(os.path.isfile(path) for path in self.job.leaves) and code in (0, EXIT_SOME_FAILED):
+            return self._write(
+                states.DONE, "some cases could not be done; its log lists them" if code else "", attempts
+            )
         if self.stop_file.exists():
             if stored_state(self.experiment, self.job).get("cancelled"):
                 return self._write(states.CANCELLED, "by braintum_run cancel", attempts)

@@ -76,12 +76,13 @@ def _requeue() -> None:
     subprocess.run(["scontrol", "requeue", number], check=False)
 
 
-def submit(experiment: Experiment, names: list[str]) -> dict[str, str]:
+def submit(experiment: Experiment, names: list[str], queued: dict[str, str]) -> dict[str, str]:
     """Submit jobs, those that need one another in turn; the number of each in SLURM.
 
     Args:
         experiment: whose jobs.
         names: of those that are to run.
+        queued: numbers of jobs that wait or run already. Those that wait for one that is to run are submitted anew.
 
     Raises:
         ValueError: submitit or SLURM is missing, or SLURM refuses what is asked of it.
@@ -95,12 +96,16 @@ def submit(experiment: Experiment, names: list[str]) -> dict[str, str]:
     asked = experiment.slurm
     executor = submitit.SlurmExecutor(experiment.folder / "slurm", max_num_timeout=_MOST_TURNS)
     todo = [job for job in experiment.jobs if job.name in names]
+    anew = [job for job in experiment.jobs if job.name in queued and set(job.needs) & set(names)]
+    cancel_in_queue([queued[job.name] for job in anew])
+    todo += anew
     numbers: dict[str, str] = {}
     while todo:
         level = [job for job in todo if not {need.name for need in todo} & set(job.needs)]
         for gpus in sorted({job.gpus for job in level}):
             batch = [job for job in level if job.gpus == gpus]
-            before = sorted({numbers[need].split("_")[0] for job in batch for need in job.needs if need in numbers})
+            known = {**queued, **numbers}
+            before = sorted({known[need].split("_")[0] for job in batch for need in job.needs if need in known})
             executor.update_parameters(**_parameters(asked, gpus, batch[0], before))
             try:
                 with executor.batch():

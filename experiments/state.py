@@ -27,7 +27,7 @@ def read_state(experiment: Experiment, job: Job) -> State:
     if state["state"] == DONE:
         return state if there else {**state, "state": WAITING, "reason": "what it had left is gone"}
     if job.leaves and there and not state.get("attempts"):
-        return {**state, "state": DONE, "reason": "was there already"}
+        return {**state, "state": DONE, "reason": ""}
     holder = holder_of(experiment.folder / JOBS_FOLDER, job.name)
     if holder is not None:
         return {**state, "state": RUNNING}

@@ -200,7 +200,7 @@ def predict(argv: list[str] | None = None) -> int:
         precision=args.precision,
         show_progress=not args.disable_progress_bar,
         part_file=args.part,
-        arguments={name: without_folders(x) if isinstance(x, str) else x for name, x in vars(args).items()},
+        arguments={name: without_folders(str(x)) if isinstance(x, str | Path) else x for name, x in vars(args).items()},
     )
     skipped = f", {len(outcome.skipped)} were there already" if outcome.skipped else ""
     if args.part is not None:
