@@ -13,7 +13,7 @@ FOLD_ALL = "fold_all"
 
 _NAMES = {"type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "string", "pattern": r"^[\w.-]+$"}}
 _POSITIVE = {"type": "integer", "minimum": 1}
-SCHEMA = {
+SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["datasets"],
     "additionalProperties": False,

@@ -484,7 +484,7 @@ class SegmentationTrainer(nnUNetTrainer):
         with replaced(stock_module, dummy_context=self.autocast):
             return super().validation_step(batch)
 
-    def _show_patch(self) -> None:
+    def _show_patch(self, board: TensorBoardLogger) -> None:
         """A picture of the last validation batch."""
         target = self._seen_batch["target"]
         truth = (target[0] if isinstance(target, list) else target)[0]  # (1 or regions, [Z,] Y, X)
@@ -495,7 +495,7 @@ class SegmentationTrainer(nnUNetTrainer):
         regions = self.label_manager.has_regions
         predicted = (logits > 0).sum(0) if regions else logits.argmax(0)
         shown = truth.clamp(min=0).sum(0) if regions else truth[0]
-        self.board.picture(image[0, 0], shown.to(self.device), predicted, self.current_epoch)
+        board.picture(image[0, 0], shown.to(self.device), predicted, self.current_epoch)
 
     def on_validation_epoch_start(self) -> None:
         """As stock, with the average of the weights where the recipe has one."""
@@ -507,7 +507,7 @@ class SegmentationTrainer(nnUNetTrainer):
         """As stock; Dice is carried over where no validation patch shows foreground."""
         super().on_validation_epoch_end(val_outputs)
         if self.board is not None and self.current_epoch % PICTURE_EVERY == 0:
-            self._show_patch()
+            self._show_patch(self.board)
         if self.averaged_weights is not None:
             self.averaged_weights.swap()
         # one NaN would stay in nnU-Net's average for good

@@ -65,9 +65,10 @@ def preprocess_by_planners(stock: bool, preprocessed: Path) -> None:
     preprocess([7], name, ["2d"], num_processes=[1], show_progress_bar=False)
     plans = json.loads((preprocessed / f"{name}.json").read_text())
     folder = preprocessed / plans["configurations"]["2d"]["data_identifier"]
-    cases = len(list(folder.glob("*.pkl")))
-    if cases != 8:
-        raise RuntimeError(f"{folder.name} holds {cases} of 8 cases")
+    raw = Path(os.environ["nnUNet_raw"]) / preprocessed.name / "labelsTr"  # noqa: SIM112
+    cases, wanted = len(list(folder.glob("*.pkl"))), len(list(raw.iterdir()))
+    if cases != wanted:
+        raise RuntimeError(f"{folder.name} holds {cases} of {wanted} cases")
 
 
 def start_all(number: int, work: Callable[[bool, Path], None], stock: bool, preprocessed: Path) -> list[str]:
@@ -114,24 +115,42 @@ def count_preprocessing_failures(starts: int, rounds: int, stock: bool, preproce
     return failures
 
 
+def plan_data_set(folder: Path) -> Path:
+    """A synthetic data set 7, planned by nnU-Net's planner and by ours; its folder in ``nnUNet_preprocessed``."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (folder / name).mkdir()
+        os.environ[name] = str(folder / name)
+    import braintum as bt
+    from braintum.conversion.sources.phantoms import write_figshare_phantoms
+
+    write_figshare_phantoms(folder / "source", n_patients=5, slices_per_patient=2, size=64)
+    bt.convert("figshare", folder / "source", 7, n_processes=1)
+    plans = bt.plan(7, planner="BrainTumPlannerLight", preprocess=False, num_processes=1)
+    bt.plan(7, planner="ExperimentPlanner", preprocess=False, num_processes=1)
+    return plans.parent
+
+
 def main() -> None:
     """Print and write the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--starts", type=int, default=50, help="processes at the same moment; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--preprocessed", type=Path, help="folder of a planned data set 7 in nnUNet_preprocessed")
     parser.add_argument("-o", type=Path, help="JSON file of the counts")
     args = parser.parse_args()
     results: dict[str, Any] = {"starts": args.starts, "rounds": args.rounds}
-    for stock in (True, False):
-        who = "nnU-Net" if stock else "braintum"
-        found = {"splits": count_split_failures(args.starts, args.rounds, stock)}
-        if args.preprocessed is not None:
-            found["preprocessing"] = count_preprocessing_failures(args.starts, args.rounds, stock, args.preprocessed)
-        for what, failures in found.items():
-            total = sum(failures.values())
-            results[f"{what}, {who}"] = dict(failures)
-            print(f"{what}, {who}: {total} of {args.starts * args.rounds} failed {dict(failures) or ''}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        preprocessed = plan_data_set(Path(folder))
+        for stock in (True, False):
+            for what, failures in (
+                ("splits", count_split_failures(args.starts, args.rounds, stock)),
+                ("preprocessing", count_preprocessing_failures(args.starts, args.rounds, stock, preprocessed)),
+            ):
+                name = f"{what}, {'nnU-Net' if stock else 'braintum'}"
+                results[name] = dict(failures)
+                print(
+                    f"{name}: {sum(failures.values())} of {args.starts * args.rounds} failed {dict(failures)}",
+                    flush=True,
+                )
     if args.o is not None:
         args.o.write_text(json.dumps(results, indent=2))
 
