@@ -143,14 +143,14 @@ def _definition(args: argparse.Namespace) -> Definition:
 def _start(experiment: Experiment, args: argparse.Namespace, names: list[str] | None = None) -> int:
     """Run what is not done, unless it runs already."""
     _check_is_same(experiment)
-    found = with_queue(states(experiment))
-    wanted = names or [job.name for job in experiment.jobs]
-    todo = [name for name in wanted if found[name]["state"] not in (DONE, RUNNING, SUBMITTED)]
     if getattr(args, "dry_run", False):
-        print(estimate_table(experiment, todo))
+        print(estimate_table(experiment, _todo(experiment, with_queue(states(experiment)), names)))
         return 0
-    experiment.save()
+    experiment.folder.mkdir(parents=True, exist_ok=True)
     with only_starter(experiment.folder):
+        experiment.save()
+        found = with_queue(states(experiment))
+        todo = _todo(experiment, found, names)
         for job in experiment.jobs:
             if job.name in todo:
                 experiment.file_of(job.name, ".stop").unlink(missing_ok=True)
@@ -168,6 +168,12 @@ def _start(experiment: Experiment, args: argparse.Namespace, names: list[str] | 
         return 130
     complete = all(state["state"] == DONE and not state.get("reason") for state in found.values())
     return 0 if complete else EXIT_SOME_FAILED
+
+
+def _todo(experiment: Experiment, found: dict[str, State], names: list[str] | None) -> list[str]:
+    """Of the jobs that are asked for, those that are not done and do not run or wait."""
+    wanted = names or [job.name for job in experiment.jobs]
+    return [name for name in wanted if found[name]["state"] not in (DONE, RUNNING, SUBMITTED)]
 
 
 def _is_queued(state: State) -> bool:

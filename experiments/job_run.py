@@ -107,7 +107,8 @@ class JobRun:
         return state
 
     def _run_command(self, command: list[str]) -> int:
-        environment = {**os.environ, **self.job.variables, STOP_VARIABLE: str(self.stop_file), "PYTHONUNBUFFERED": "1"}
+        settings = {"PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "60"}  # in a log each step of a bar takes a line
+        environment = {**settings, **os.environ, **self.job.variables, STOP_VARIABLE: str(self.stop_file)}
         with open(self.log, "ab") as log:
             log.write(f"$ {' '.join(command)}\n".encode())
             log.flush()

@@ -34,6 +34,7 @@ class Job:
         stop_seconds: that a command gets to end by itself when it is to stop; 0 for one that looks for no stop file.
         fold_folder: of a training, where its progress can be read.
         inputs: JSON files whose hashes are recorded.
+        resumes: whether a second turn goes on where the first was interrupted.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Job:
     stop_seconds: int = 0
     fold_folder: str = ""
     inputs: list[str] = field(default_factory=list)
+    resumes: bool = True
 
 
 @dataclass(frozen=True)
@@ -197,5 +199,5 @@ def _jobs_of(definition: Definition, dataset: str, folder: Path) -> list[Job]:
                 *("-tr", trainer, "-f", *held_out, "-o", str(page)),
             ]
         )
-    evaluate = Job(f"evaluate-{dataset}", evaluations, [job.name for job in trainings])
+    evaluate = Job(f"evaluate-{dataset}", evaluations, [job.name for job in trainings], resumes=False)
     return [prepare, *trainings, evaluate]

@@ -62,8 +62,10 @@ class SlurmJob:
         if state["state"] != INTERRUPTED:
             return None
         turns = [turn.get("epoch") for turn in state["attempts"] if turn.get("outcome") == INTERRUPTED]
-        if run.job.fold_folder and len(turns) > 1 and turns[-1] is not None and turns[-1] == turns[-2]:
-            reason = "out of time: no epoch ends within the time limit; raise --time, and stop_seconds above an epoch"
+        if len(turns) > 1 and (not run.job.resumes or (turns[-1] is not None and turns[-1] == turns[-2])):
+            reason = (
+                "out of time: it gets no further within the time limit; raise --time, and stop_seconds above an epoch"
+            )
             update_state(run.experiment, run.job, state=FAILED, reason=reason)
             return None
         return again

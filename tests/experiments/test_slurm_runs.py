@@ -121,7 +121,7 @@ def test_a_time_limit_below_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyP
     run = job._run = slurm.JobRun(experiment, "a")
     monkeypatch.setattr(run, "wait", lambda: None)
     assert job.checkpoint() is None
-    assert state_of(experiment, "a")["reason"].startswith("out of time: no epoch ends within the time limit")
+    assert state_of(experiment, "a")["reason"].startswith("out of time: it gets no further within the time limit")
     turns[1]["epoch"] = 4
     slurm.update_state(experiment, experiment.job("a"), state="interrupted", attempts=turns)
     assert job.checkpoint() is not None
