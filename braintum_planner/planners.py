@@ -335,6 +335,7 @@ class BrainTumPlanner(AtomicResEncUNetPlanner):
             "patch": describe_patch(plan["patch_size"], median_shape, self._largest_shape(is_2d, spacing), covered),
             "network": describe_topology(plan, self.UNet_featuremap_min_edge_length),
             "batch": reason,
+            "memory": f"{self.UNet_vram_target_GB:g} GB",
         }
         if is_2d and self.preset.slice_edge is not None:
             plan[SLICE_EDGE] = self.preset.slice_edge

@@ -89,7 +89,7 @@ def serve(argv: list[str] | None = None) -> None:
     logging.getLogger("braintum.dicom").setLevel(logging.INFO)
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # it writes tracebacks of lost connections
 
-    from braintum.conversion.files.disk import locked_folder  # late: "-h" should answer at once
+    from braintum.conversion.files.lease import leased  # late: "-h" should answer at once
     from braintum.dicom.node.node import Node
     from braintum.dicom.node.receiver import start_receiver
     from braintum.dicom.node.sender import Destination, send
@@ -105,7 +105,7 @@ def serve(argv: list[str] | None = None) -> None:
         signal.signal(number, lambda *_: stop.set())
     folder = Path(args.spool)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked_folder(folder):
+    with leased(folder, "node", wait=False):
         node = Node(
             Spool(folder, limits),
             predict,

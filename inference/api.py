@@ -183,6 +183,7 @@ def predict_folder(
     resample_to: str | None = None,
     show_progress: bool = True,
     arguments: dict[str, Any] | None = None,
+    part_file: FilePath | None = None,
 ) -> folders.PredictedFolder:
     """Predict every case in a folder, as ``braintum_predict`` does.
 
@@ -212,6 +213,7 @@ def predict_folder(
         resample_to: see :func:`predict`.
         show_progress: a bar over the cases.
         arguments: to be recorded in ``predict_from_raw_data_args.json``.
+        part_file: of ``braintum_predict --write-parts``: predict what it lists, and write no tables.
 
     Returns:
         The cases that were predicted, and what is wrong with the others.
@@ -242,6 +244,7 @@ def predict_folder(
         not_needed=not_needed,
         resample_to=resample_to,
         bounds=bounds,
+        part_file=part_file,
     )
 
 

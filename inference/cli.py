@@ -2,12 +2,14 @@
 
 import argparse
 import logging
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from braintum.commands.command import EXIT_SOME_FAILED, run_command
+from braintum.commands.executor_arguments import add_executor_arguments
 from braintum.commands.model_arguments import DEFAULT_CHECKPOINT, add_model_arguments, fold, model_folder
 from braintum.commands.provenance import without_folders
 from braintum.conversion.files.folders import holds_studies
@@ -15,6 +17,7 @@ from braintum.inference.dicom.arguments import add_archive_arguments, add_object
 from braintum.inference.predict_studies import predict_studies, predict_study_of_archive
 from braintum.inference.prediction.aggregation_modes import AGGREGATION_MODES
 from braintum.inference.prediction.input_files import LEFT_OUT_FILE, check_folder, check_input, check_output
+from braintum.inference.prediction.part_files import write_parts
 
 MAX_NAMES = 50
 """Of more cases that were not predicted only the first are printed; `left_out.json` names all."""
@@ -134,6 +137,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="where the files of a case lie on grids of their own: bring them on that of this channel, by the headers; "
         "the mask lies on it, too",
     )
+    add_executor_arguments(parser)
+    parser.set_defaults(on=None)
+    parts = parser.add_argument_group("parts", "what jobs of --on run; the input folder is listed once for all of them")
+    parts.add_argument("--write-parts", type=Path, metavar="FOLDER", help="only list the input, in -num_parts files")
+    parts.add_argument("--part", type=Path, metavar="FILE", help="predict what one of these files lists, no tables")
+    parts.add_argument("--merge-parts", type=Path, metavar="FOLDER", help="only write the tables of all parts")
     parser.add_argument("--disable_progress_bar", action="store_true", help="for log files")
     parser.add_argument("--verbose", action="store_true", help="also print what the steps in between report")
     return parser
@@ -176,6 +185,8 @@ def predict(argv: list[str] | None = None) -> int:
     if args.dicomweb is not None:
         return predict_study_of_archive(args, has_own_model, _predict_files)
     check_output(Path(args.o), Path(args.i))
+    if args.on is not None:
+        return predict_in_jobs(sys.argv[1:] if argv is None else argv)
     if holds_studies(Path(args.i)):
         return predict_studies(args, has_own_model, _predict_files)
     if given := [option for option in _OF_STUDIES if getattr(args, option) not in (None, False, [])]:
@@ -199,7 +210,17 @@ def _predict_files(args: argparse.Namespace, has_own_model: bool) -> int:
     check_onnx(args)
     check_folder(Path(args.i))
     folder = model_folder(args)
-    check_input(Path(args.i), folder)
+    if args.write_parts is not None:
+        print(f"{write_parts(args.write_parts, Path(args.i), folder, args.num_parts)} cases in {args.num_parts} parts")
+        return 0
+    if args.merge_parts is not None:
+        from braintum.inference.predict_folder import CLASSES_FILE, merge_parts
+
+        listed, failed = merge_parts(args.merge_parts, Path(args.o), Path(args.i), args.cases)
+        print(f"{listed} cases listed in {Path(args.o) / CLASSES_FILE}")
+        return _exit_code(failed, Path(args.o))
+    if args.part is None:
+        check_input(Path(args.i), folder)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
     logging.getLogger("braintum.inference.prediction.precision").setLevel(logging.INFO)  # in which precision, and why
 
@@ -252,9 +273,13 @@ def _predict_files(args: argparse.Namespace, has_own_model: bool) -> int:
         not_needed=args.not_needed,
         resample_to=args.resample_to,
         show_progress=not args.disable_progress_bar,
-        arguments={name: without_folders(x) if isinstance(x, str) else x for name, x in vars(args).items()},
+        part_file=args.part,
+        arguments={name: without_folders(str(x)) if isinstance(x, str | Path) else x for name, x in vars(args).items()},
     )
     skipped = f", {len(outcome.skipped)} were there already" if outcome.skipped else ""
+    if args.part is not None:
+        print(f"{len(outcome.predicted)} cases predicted{skipped}, {len(outcome.failed)} could not be")
+        return 0
     listed = f"{outcome.listed} listed in {Path(args.o) / CLASSES_FILE}"
     if class_model is None and not model.predicts_classes:
         listed = f"masks only, as {model.trainer_name} trains no classes; they are in {args.o}"
@@ -266,6 +291,35 @@ def _predict_files(args: argparse.Namespace, has_own_model: bool) -> int:
     for case, warnings in outcome.warnings.items():
         print(f"warning: {case}: {'; '.join(warnings)}", file=sys.stderr)
     return _exit_code(outcome.failed, Path(args.o))
+
+
+def predict_in_jobs(argv: list[str]) -> int:
+    """Hand over to ``braintum_run predict``: it runs this command for each part.
+
+    Args:
+        argv: of this command.
+
+    Returns:
+        The exit code of that command.
+    """
+    theirs = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    add_executor_arguments(theirs)
+    theirs.set_defaults(on=argparse.SUPPRESS)
+    for option in ("-o", "-num_parts", "-device"):
+        theirs.add_argument(option)
+    ours = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for option in ("-i", "-m", "--class-model", "--cases"):  # jobs may run in another folder
+        ours.add_argument(option, type=lambda text: str(Path(text).absolute()))
+    chosen, rest = theirs.parse_known_args(argv)
+    paths, rest = ours.parse_known_args(rest)
+    command = [str(Path(sys.executable).parent / "braintum_run"), "predict"]
+    for name, value in vars(chosen).items():
+        dash = "-" if name in ("o", "num_parts", "device") else "--"
+        command += [f"{dash}{name if dash == '-' else name.replace('_', '-')}", str(value)]
+    command.append("--")
+    for name, value in vars(paths).items():
+        command += [f"{'-' if len(name) == 1 else '--'}{name.replace('_', '-')}", value]
+    return subprocess.run([*command, *rest], check=False).returncode
 
 
 def _exit_code(failed: Mapping[str, str], output: Path) -> int:

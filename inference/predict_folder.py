@@ -22,7 +22,9 @@ from braintum.conversion.files.atomic import (
     remove_partial_files,
     write_json_atomic,
 )
-from braintum.conversion.files.disk import explain_unwritable, locked_folder
+from braintum.conversion.files.disk import explain_unwritable
+from braintum.conversion.files.json_files import read_json_object
+from braintum.conversion.files.lease import leased
 from braintum.conversion.files.parallel import prepare_worker
 from braintum.conversion.format.calibration import Calibration
 from braintum.conversion.format.cases import ClassSchema, read_dates
@@ -40,6 +42,7 @@ from braintum.inference.prediction.input_files import (
 )
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.memory_budget import available_cores
+from braintum.inference.prediction.part_files import left_out_of_parts, read_part, write_left_out_of_part
 from braintum.inference.prediction.precision import Precision
 from braintum.inference.prediction.preprocessing import (
     DOUBTS,
@@ -125,6 +128,7 @@ def predict_folder(
     not_needed: Sequence[str] = (),
     resample_to: str | None = None,
     bounds: bool = False,
+    part_file: str | os.PathLike[str] | None = None,
 ) -> PredictedFolder:
     """Predict the segmentation of every case in a folder, and its class where a model predicts classes.
 
@@ -157,6 +161,8 @@ def predict_folder(
         resample_to: name of the channel on whose grid the files of a case are brought, and its mask lies; None: they
             have to lie on one grid.
         bounds: also write the outer and the inner mask of each case into ``outer`` and ``inner``.
+        part_file: see :mod:`braintum.inference.prediction.part_files`; its cases are predicted, neither folder is
+            listed, and :func:`merge_parts` writes the tables of all parts.
 
     Raises:
         FileNotFoundError: see :func:`braintum.inference.prediction.input_files.find_cases` and
@@ -193,8 +199,11 @@ def predict_folder(
         folds=() if class_predictor is None else class_predictor.folds,
         bounds=bounds,
     )
-    cases, failed = find_cases(source, ending, model.num_channels)
-    failed |= unused_input(source, source.glob(f"[!.]*{ending}"), target, not_needed)
+    if part_file is None:
+        cases, failed = find_cases(source, ending, model.num_channels)
+        failed |= unused_input(source, source.glob(f"[!.]*{ending}"), target, not_needed)
+    else:
+        cases, failed, cases_file = read_part(Path(part_file)), {}, None
     classes_folder = target / CLASSES_FOLDER
     if schema is None:
         _check_masks_only(predictor, classes_folder, cases_file)
@@ -207,8 +216,10 @@ def predict_folder(
     failed = dict(list(failed.items())[part_id::num_parts])
 
     mask_folders = [target, *((target / OUTER_FOLDER, target / INNER_FOLDER) if bounds else ())]
-    for folder in mask_folders if schema is None else [*mask_folders, classes_folder]:
+    folders = mask_folders if schema is None else [*mask_folders, classes_folder]
+    for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
+    for folder in folders if part_file is None else ():
         remove_partial_files(folder, _ABANDONED_SECONDS)
     dataset_json = dict(model.dataset_json)
     if class_predictor is not None:  # whoever reads the results finds their classes
@@ -261,9 +272,11 @@ def predict_folder(
                 "a worker process was killed, most likely because the memory ran out; the cases predicted so far are "
                 "kept, go on with fewer workers: -npp and --continue_prediction"
             ) from error
+    if part_file is not None:
+        write_left_out_of_part(Path(part_file), failed)
+        return PredictedFolder(predicted, skipped, failed)
     listed, num_patients = 0, None
-    # of several processes, the last one lists the cases of all
-    with locked_folder(target if schema is None else classes_folder):
+    with leased(target, "tables"):  # of several processes, the last one lists the cases of all
         write_left_out(target / LEFT_OUT_FILE, failed, source, others)
         if schema is not None:
             found = read_case_results(classes_folder, schema)
@@ -293,6 +306,39 @@ def _check_masks_only(
             f"{classes_folder} holds classes that another model predicted, to which the masks of this one would not "
             "belong; choose another output folder"
         )
+
+
+def merge_parts(
+    parts: Path, output: Path, source: Path, cases_file: str | os.PathLike[str] | None = None
+) -> tuple[int, dict[str, str]]:
+    """Write the tables of a folder that was predicted in parts; the output is listed once.
+
+    Args:
+        parts: folder of the parts.
+        output: folder of the predictions.
+        source: folder of the images.
+        cases_file: a ``cases.csv``, for ``patients.csv``.
+
+    Returns:
+        The number of rows in ``classes.csv``, and what is wrong with the other cases.
+
+    Raises:
+        FileNotFoundError: nothing was predicted yet.
+        ValueError: results of another model are there, too, or ``cases_file`` lacks a case.
+    """
+    schema = ClassSchema.from_dataset_json(read_json_object(output / "dataset.json", "predict the parts first"))
+    failed = left_out_of_parts(parts)
+    remove_partial_files(output, _ABANDONED_SECONDS)
+    write_left_out(output / LEFT_OUT_FILE, failed, source)
+    if schema is None:  # of a model that only segments
+        return 0, failed
+    remove_partial_files(output / CLASSES_FOLDER, _ABANDONED_SECONDS)
+    found = read_case_results(output / CLASSES_FOLDER, schema)
+    write_classes_csv(output / CLASSES_FILE, found, schema)
+    if cases_file is not None:
+        patients = read_patients(cases_file, {result["case"] for result in found})
+        merge_patients(output / CLASSES_FOLDER, output / PATIENTS_FILE, schema, patients, read_dates(cases_file))
+    return len(found), failed
 
 
 def _predict_cases(

@@ -27,10 +27,12 @@ from braintum.architectures.weights.partial_loading import LoadReport, load_matc
 from braintum.architectures.weights.store import RANDOM, VARIABLE, InstalledWeights, find, read_weights
 from braintum.commands.provenance import PROVENANCE_FILE, provenance
 from braintum.commands.seams import replaced
+from braintum.commands.stopping import EXIT_STOPPED
 from braintum.conversion.files.atomic import atomic_writes_of, write_json_atomic
+from braintum.conversion.files.lease import leased
 from braintum.conversion.format.calibration import stored_calibration
 from braintum.conversion.format.cases import Case, find_cases_file, read_cases
-from braintum.conversion.format.splits import SPLITS_FILE, Splits, read_splits
+from braintum.conversion.format.splits import SPLITS_FILE, Splits, read_splits, splits_by_patient
 from braintum.evaluation.metrics.segmentation_metrics import metrics_on_folder
 from braintum.inference.models.checkpoints import load_checkpoint_safely, to_builtin
 from braintum.inference.models.trained_with import check_trained_with
@@ -47,7 +49,7 @@ from braintum.trainers.data.seeded_batches import (
     stream_of_rank,
 )
 from braintum.trainers.data.slice_sampling import SliceSampling, data_loader_class
-from braintum.trainers.data.split_check import check_known, check_leaks, splits_by_image, splits_by_patient
+from braintum.trainers.data.split_check import check_known, check_leaks, splits_by_image
 from braintum.trainers.expectations import DurationEstimate, difference_from_paper
 from braintum.trainers.identity import training_identity
 from braintum.trainers.losses.losses import UpsamplingDeepSupervisionLoss
@@ -60,6 +62,8 @@ from braintum.trainers.recipes.settings import TrainingSettings
 from braintum.trainers.safety.checkpoint_writer import CheckpointWriter, checkpoint_of, on_cpu, write_checkpoint
 from braintum.trainers.safety.crash_safety import begin_validation, export_completely, remove_partial_checkpoints
 from braintum.trainers.safety.debug_information import remove_machine
+from braintum.trainers.safety.stop_request import StopRequestedError, end_workers, stop_requested
+from braintum.trainers.tensorboard import PICTURE_EVERY, TensorBoardLogger
 
 _NUM_FOLDS, _SEED_OF_FOLDS = 5, 12345
 """nnU-Net's."""
@@ -93,6 +97,7 @@ class SegmentationTrainer(nnUNetTrainer):
     num_epochs: int
     num_iterations_per_epoch: int
     num_val_iterations_per_epoch: int
+    save_every: int
     _best_ema: Any
 
     recipe: ClassVar[Recipe]
@@ -140,6 +145,8 @@ class SegmentationTrainer(nnUNetTrainer):
             ratio = self.num_val_iterations_per_epoch / self.num_iterations_per_epoch
             self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
             self.num_val_iterations_per_epoch = max(1, round(ratio * self.num_iterations_per_epoch))
+        self.save_every = self.settings.save_every or self.save_every
+        self.board: TensorBoardLogger | None = None
         self._shape_of_case: dict[str, tuple[int, ...]] = {}
         self.logger.local_logger = OverlapLogger()
 
@@ -443,6 +450,9 @@ class SegmentationTrainer(nnUNetTrainer):
             self.print_to_log_file(f"WARNING: {difference}", also_print_to_console=True)
         updates = (self.num_epochs - self.current_epoch) * self.num_iterations_per_epoch
         self.optimizer.register_step_post_hook(DurationEstimate(updates, self.print_to_log_file))
+        if self.settings.tensorboard and self.local_rank == 0:
+            self.board = TensorBoardLogger(self.output_folder, self.current_epoch)
+            self.logger.loggers.append(self.board)
         if self.current_epoch > 0:
             self.save_missed_checkpoints()
 
@@ -485,14 +495,26 @@ class SegmentationTrainer(nnUNetTrainer):
         """As stock, with checkpoints written in the background while it runs.
 
         Where the recipe's early stopping ends it, the final checkpoint is written as ever.
+
+        Raises:
+            LeasedError: another process trains or validates this fold.
+            SystemExit: with :data:`braintum.commands.stopping.EXIT_STOPPED`, where it was asked to stop.
         """
-        with CheckpointWriter() as self.checkpoint_writer:
+        with self.alone_in_fold(), CheckpointWriter() as self.checkpoint_writer:
             try:
                 super().run_training()
             except _StoppedEarly:
                 self.on_train_end()
+            except StopRequestedError:
+                for loader in (self.dataloader_train, self.dataloader_val):
+                    end_workers(loader.batches if isinstance(loader, AugmentedBatches) else loader)
+                raise SystemExit(EXIT_STOPPED) from None
             finally:
                 self.checkpoint_writer = None
+
+    def alone_in_fold(self) -> Any:
+        """Within it, no other process trains or validates this fold: they would write over one another."""
+        return leased(self.output_folder, "training", wait=False) if self.local_rank == 0 else nullcontext()
 
     def on_train_end(self) -> None:
         """As stock, which shuts down the workers of its own iterators only; from now on checkpoints are waited for."""
@@ -509,9 +531,14 @@ class SegmentationTrainer(nnUNetTrainer):
         return patience is not None and epochs_without_improvement(self.val_losses()) >= patience
 
     def on_epoch_start(self) -> None:
-        """As stock, unless training has ended, or a checkpoint could not be written."""
+        """As stock, unless training has ended or is to be stopped, or a checkpoint could not be written."""
         if self.checkpoint_writer is not None:
             self.checkpoint_writer.raise_errors()
+        if stop_requested(self.is_ddp):
+            if self.current_epoch > 0:
+                self._save_checkpoint_of_past_epoch("checkpoint_latest.pth")
+            self.print_to_log_file(f"Asked to stop before epoch {self.current_epoch}; --c goes on from here")
+            raise StopRequestedError
         if self.should_stop():
             self.print_to_log_file(f"Stopped before epoch {self.current_epoch} of {self.num_epochs}")
             raise _StoppedEarly
@@ -543,6 +570,7 @@ class SegmentationTrainer(nnUNetTrainer):
 
     def validation_step(self, batch: dict) -> dict:
         """As stock, in :meth:`autocast`."""
+        self._seen_batch = batch
         with self.stocks_autocast():
             return super().validation_step(batch)
 
@@ -557,6 +585,19 @@ class SegmentationTrainer(nnUNetTrainer):
         for key, value in zip(OVERLAP_KEYS, figures, strict=True):
             self.logger.log(key, value, self.current_epoch)
 
+    def _show_patch(self, board: TensorBoardLogger) -> None:
+        """A picture of the last validation batch."""
+        target = self._seen_batch["target"]
+        truth = (target[0] if isinstance(target, list) else target)[0]  # (1 or regions, [Z,] Y, X)
+        image = self._seen_batch["data"][:1].to(self.device)
+        with torch.no_grad(), self.autocast():
+            output = self.network(image)
+        logits = (output[0] if isinstance(output, (list, tuple)) else output)[0]
+        regions = self.label_manager.has_regions
+        predicted = (logits > 0).sum(0) if regions else logits.argmax(0)
+        shown = truth.clamp(min=0).sum(0) if regions else truth[0]
+        board.picture(image[0, 0], shown.to(self.device), predicted, self.current_epoch)
+
     def on_validation_epoch_start(self) -> None:
         """As stock, with the average of the weights where the recipe has one."""
         super().on_validation_epoch_start()
@@ -566,6 +607,8 @@ class SegmentationTrainer(nnUNetTrainer):
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """As stock; Dice is carried over where no validation patch shows foreground."""
         super().on_validation_epoch_end(val_outputs)
+        if self.board is not None and self.current_epoch % PICTURE_EVERY == 0:
+            self._show_patch(self.board)
         if self.averaged_weights is not None:
             self.averaged_weights.swap()
         # one NaN would stay in nnU-Net's average for good
@@ -658,6 +701,7 @@ class SegmentationTrainer(nnUNetTrainer):
         if self.local_rank == 0:
             begin_validation(Path(self.output_folder) / "validation")
         with (
+            self.alone_in_fold(),
             self.weights_to_keep(),
             replaced(  # one long method, which predicts, writes and evaluates
                 stock_module,

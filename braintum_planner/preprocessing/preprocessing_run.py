@@ -2,7 +2,7 @@
 
 nnU-Net deletes what is there, and writes into the folder that trainings read: after a crash, half of the cases, and
 half a file, look like a preprocessed data set. Here cases are written into a hidden folder beside it, which takes its
-name when all of them are there; the same command continues in it.
+name when all of them are there; the same command continues in it. Of several at the same moment, one works.
 """
 
 import hashlib
@@ -28,6 +28,7 @@ from braintum.conversion.files.atomic import (
     write_json_atomic,
 )
 from braintum.conversion.files.disk import explain_unwritable
+from braintum.conversion.files.lease import leased
 from braintum.conversion.files.parallel import run_cases
 from braintum.planner.preprocessing.training_files import training_files
 
@@ -72,8 +73,24 @@ def preprocess_dataset(
     dataset_json = json.loads((preprocessed / "dataset.json").read_text(encoding="utf-8"))
     files = training_files(raw, dataset_json)
     target = preprocessed / configuration_manager.data_identifier
-    building = target.with_name(f"{PARTIAL_PREFIX}{target.name}")
     state = {"type": type(preprocessor).__name__, "of": _digest(plans_manager.plans, dataset_json, files)}
+    with leased(preprocessed, target.name) as waited:
+        if waited and target.is_dir() and _read_state(_made_of(target)) == state:  # by whom we waited for
+            return
+        arguments = plans_manager, configuration_manager, dataset_json
+        _preprocess(preprocessor, num_processes, files, target, state, arguments)
+
+
+def _preprocess(
+    preprocessor: DefaultPreprocessor,
+    num_processes: int,
+    files: Mapping[str, Mapping[str, Any]],
+    target: Path,
+    state: Mapping[str, Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    """Preprocess cases into the folder ``building``, which becomes ``target``; see :func:`preprocess_dataset`."""
+    preprocessed, building = target.parent, target.with_name(f"{PARTIAL_PREFIX}{target.name}")
     _begin(target, building, state)
     todo = [
         _Case(name, list(paths["images"]), paths["label"])
@@ -84,17 +101,29 @@ def preprocess_dataset(
         _save_case,
         preprocessor=preprocessor,
         folder=building,
-        arguments=(plans_manager, configuration_manager, dataset_json),
+        arguments=arguments,
     )
     try:
         run_cases(save, todo, num_processes, "Preprocessing cases", getattr(preprocessor, "show_progress_bar", True))
-        _copy_label_maps(files, preprocessed / "gt_segmentations", dataset_json["file_ending"])
+        _copy_label_maps(files, preprocessed / "gt_segmentations", arguments[2]["file_ending"])
     except Exception:
         explain_unwritable(preprocessed, "The cases preprocessed so far are kept: repeat the command to go on")
         raise
     sync_disks()  # the folder's name says that all is there: after a power failure, too
-    (building / _STATE_FILE).unlink()
+    os.replace(building / _STATE_FILE, _made_of(target))
     building.rename(target)
+
+
+def _made_of(target: Path) -> Path:
+    """File that tells what a complete folder was made of: beside it, as nnU-Net wants to find cases alone in it."""
+    return target.with_name(f".{target.name}-{_STATE_FILE.removesuffix('_in_progress.json')}.json")
+
+
+def _read_state(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _begin(target: Path, building: Path, state: Mapping[str, Any]) -> None:
@@ -104,11 +133,7 @@ def _begin(target: Path, building: Path, state: Mapping[str, Any]) -> None:
     """
     if target.exists():
         shutil.rmtree(target)  # not of these plans: a training must not find it
-    try:
-        found = json.loads((building / _STATE_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        found = None
-    if found != state:
+    if _read_state(building / _STATE_FILE) != state:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         write_json_atomic(building / _STATE_FILE, state)

@@ -1,20 +1,13 @@
-"""Full disks, read-only folders and other processes in the same folder."""
+"""Full disks and read-only folders."""
 
 import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from braintum.commands.errors import FileError
 from braintum.conversion.files.atomic import PARTIAL_PREFIX
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 _PROBE_BYTES = 2**20
 _REMEDIES = {
@@ -57,27 +50,3 @@ def explain_unwritable(folder: str | os.PathLike[str], kept: str, num_bytes: int
     finally:
         with contextlib.suppress(OSError):  # read-only: there is no probe
             probe.unlink(missing_ok=True)
-
-
-@contextmanager
-def locked_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds a folder, so that of several processes one after the other runs the block.
-
-    The system lets go of it when the process ends, however it ends. Where it knows no such locks (Windows, some network
-    file systems), the block just runs.
-
-    Args:
-        folder: exists; nothing is written into it.
-    """
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # by name: a process forked meanwhile holds the lock too
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)

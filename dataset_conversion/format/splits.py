@@ -129,6 +129,21 @@ def patient_splits(cases: Iterable[Case], n_splits: int = 5, seed: int = 12345) 
     return official_splits({name: fold_of_group[number] for name, number in group_of.items()})
 
 
+def splits_by_patient(names: Iterable[str], cases: Mapping[str, Case], seed: int, n_splits: int) -> Splits | None:
+    """Splits where there are none yet; None where no patient and no group is known.
+
+    Args:
+        names: of the preprocessed cases.
+        cases: rows of ``cases.csv``, as far as there are any.
+        seed: nnU-Net's.
+        n_splits: number of folds.
+    """
+    rows = [cases.get(name, Case(name)) for name in names]
+    if not any(row.patient or row.group for row in rows):
+        return None
+    return patient_splits(rows, n_splits, seed)
+
+
 def _fill_empty_folds(fold_of_group: dict[int, int], n_splits: int, groups: Sequence[Sequence[str]]) -> None:
     """Gives an empty fold the smallest group of the fold with the most groups.
 

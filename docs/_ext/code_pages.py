@@ -10,7 +10,10 @@ from markup import table, title
 
 import braintum
 
-PARTS = ("conversion", "planner", "architectures", "trainers", "inference", "evaluation", "dicom", "commands")
+PARTS = (
+    *("conversion", "planner", "architectures", "trainers", "inference", "evaluation"),
+    *("dicom", "experiments", "commands"),
+)
 
 
 def python_api_page() -> str:

@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": _LEAVES,
     "trainers": _LEAVES | {"inference", "evaluation"},
     "dicom": _LEAVES | {"inference"},
+    "experiments": _LEAVES,
 }
 """Part of the package -> parts that it may import. A part's name alone may be imported by nobody: it has no content."""
 
@@ -32,6 +33,7 @@ FOLDERS = {
     "conversion": "dataset_conversion",
     "dicom": "dicom",
     "evaluation": "evaluation",
+    "experiments": "experiments",
     "inference": "inference",
     "planner": "braintum_planner",
     "trainers": "trainers",
@@ -266,7 +268,7 @@ def normalised(distribution: str) -> str:
 def declared_dependencies(setup_cfg: configparser.ConfigParser) -> set[str]:
     """Of every installation, and of extras, of which only functions or modules that are imported late know."""
     requirements = setup_cfg["options"]["install_requires"].split("\n")
-    for extra in ("onnx", "dicom", "baselines"):
+    for extra in ("onnx", "dicom", "baselines", "slurm", "tensorboard"):
         requirements += setup_cfg["options.extras_require"][extra].split("\n")
     return {normalised(re.split(r"[<>=!~; ]", line.strip(), maxsplit=1)[0]) for line in requirements if line.strip()}
 

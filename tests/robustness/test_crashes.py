@@ -30,7 +30,8 @@ from braintum.conversion.building.raw_dataset import ConversionRequest, RawDatas
 from braintum.conversion.cli import main as convert
 from braintum.conversion.files import disk
 from braintum.conversion.files.atomic import atomic_path, remove_partial_files, write_json_atomic
-from braintum.conversion.files.disk import UnwritableFolderError, explain_unwritable, locked_folder
+from braintum.conversion.files.disk import UnwritableFolderError, explain_unwritable
+from braintum.conversion.files.lease import leased
 from braintum.conversion.files.parallel import run_cases
 from braintum.conversion.format.cases import Case
 from braintum.conversion.sources.phantoms import write_figshare_phantoms
@@ -372,10 +373,10 @@ def test_only_old_partial_files_are_removed_where_others_write(tmp_path: Path) -
 
 def test_lock_keeps_another_process_waiting(tmp_path: Path) -> None:
     def other() -> None:
-        with locked_folder(tmp_path), atomic_path(tmp_path / "file") as partial:
+        with leased(tmp_path, "test"), atomic_path(tmp_path / "file") as partial:
             partial.write_text("other")
 
-    with locked_folder(tmp_path):
+    with leased(tmp_path, "test"):
         process = start(other)
         assert os.waitpid(process, os.WNOHANG) == (0, 0)
         assert not (tmp_path / "file").exists()

@@ -12,8 +12,10 @@ import pytest
 import torch
 from nnunet_runs import make_trainer, plan_and_preprocess, write_dataset
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainer_steps import one_epoch, scores_on_training_cases, start
 
+from braintum.conversion.files.lease import LeasedError, leased
 from braintum.conversion.format.cases import read_cases, write_cases
 from braintum.trainers.multi_task import nnUNetTrainerMultiTask
 
@@ -50,27 +52,36 @@ def test_whole_training_and_resume_with_the_same_numbers(short_training: Any, mo
     weights = {name: tensor.clone() for name, tensor in whole.bare_network.state_dict().items()}
     log = {key: list(whole.logger.get_value(key, None)) for key in CLASS_LOG}
 
-    class Interrupted(Exception):
-        pass
+    stop_file = folder / "stop"
 
-    def fail_in_third_epoch(self: Any) -> None:
-        if self.current_epoch == 2:
-            raise Interrupted
+    def ask_to_stop_in_second_epoch(self: Any) -> None:
+        if self.current_epoch == 1:
+            stop_file.touch()
         original(self)
 
     original = nnUNetTrainerMultiTask.on_train_epoch_start
     for file in folder.glob("checkpoint_*"):
         file.unlink()
     interrupted = make_trainer(7, plans)
-    interrupted.save_every = 1
     with monkeypatch.context() as patched:
-        patched.setattr(nnUNetTrainerMultiTask, "on_train_epoch_start", fail_in_third_epoch)
-        with pytest.raises(Interrupted):
+        patched.setenv("braintum_stop_file", str(stop_file))
+        patched.setattr(nnUNetTrainerMultiTask, "on_train_epoch_start", ask_to_stop_in_second_epoch)
+        with pytest.raises(SystemExit) as stopped:
             interrupted.run_training()
+    assert stopped.value.code == 75
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")  # the number of workers must not matter either
+    monkeypatch.setenv("braintum_tensorboard", "1")
     resumed = make_trainer(7, plans, resume=True)
     assert resumed.current_epoch == 2
+    with leased(folder, "training"), pytest.raises(LeasedError, match=r"is at it \(training\)"):
+        resumed.run_training()
+    monkeypatch.setattr("braintum.trainers.segmentation.PICTURE_EVERY", 1)
     resumed.run_training()
+    curves = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [point.step for point in curves.Scalars("val_losses")] == [2]
+    assert curves.Scalars("val_losses")[0].value == pytest.approx(log["val_losses"][2])
+    (picture,) = curves.Images("image, truth, prediction")
+    assert picture.width == 3 * picture.height
     assert {key: list(resumed.logger.get_value(key, None)) for key in CLASS_LOG} == log
     for name, tensor in resumed.bare_network.state_dict().items():
         assert torch.equal(tensor, weights[name]), name

@@ -9,25 +9,10 @@ import numpy as np
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from braintum.conversion.format.cases import Case
-from braintum.conversion.format.splits import Splits, patient_splits, tied_cases
+from braintum.conversion.format.splits import Splits, tied_cases
 
 _SHOWN = 5
 _REMEDY = "delete the file, and training splits by the patients of cases.csv"
-
-
-def splits_by_patient(names: Iterable[str], cases: Mapping[str, Case], seed: int, n_splits: int) -> Splits | None:
-    """Splits where there are none yet; None where no patient and no group is known.
-
-    Args:
-        names: of the preprocessed cases.
-        cases: rows of ``cases.csv``, as far as there are any.
-        seed: nnU-Net's.
-        n_splits: number of folds.
-    """
-    rows = [cases.get(name, Case(name)) for name in names]
-    if not any(row.patient or row.group for row in rows):
-        return None
-    return patient_splits(rows, n_splits, seed)
 
 
 def splits_by_image(names: Iterable[str], cases: Mapping[str, Case], seed: int, n_splits: int) -> Splits:

@@ -50,6 +50,10 @@ class TrainingSettings:
             ``nnUNet_results/split_by_image``. By default (``patient``) the folds are those of the data set.
         allow_leaks: ``braintum_allow_leaks``: at 1, a split with a patient on both sides is trained all the same; its
             validation is too good.
+        save_every: ``braintum_save_every``: epochs between two checkpoints to go on from, so what a killed training
+            loses at most; not set: nnU-Net's 50.
+        tensorboard: ``braintum_tensorboard``: at 1, curves and pictures go to a folder ``tensorboard`` beside the
+            checkpoints, too; needs ``pip install braintum[tensorboard]``.
     """
 
     num_epochs: int | None = None
@@ -62,6 +66,8 @@ class TrainingSettings:
     permuted_labels: int | None = None
     split_by: str = "patient"
     allow_leaks: bool = False
+    save_every: int | None = None
+    tensorboard: bool = False
 
     @staticmethod
     def from_environment() -> "TrainingSettings":
@@ -82,6 +88,8 @@ class TrainingSettings:
             permuted_labels=_whole_number("braintum_permuted_labels", minimum=0),
             split_by=_choice("braintum_split_by", SPLIT_BY),
             allow_leaks=_choice("braintum_allow_leaks", ("0", "1")) == "1",
+            save_every=_whole_number("braintum_save_every", minimum=1),
+            tensorboard=_choice("braintum_tensorboard", ("0", "1")) == "1",
         )
         if settings.deterministic and settings.seed is None:
             raise ValueError("braintum_deterministic=1 needs a seed; set the environment variable braintum_seed too")
