@@ -4,13 +4,14 @@ import argparse
 import copy
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from braintum.commands.command import EXIT_SOME_FAILED
 from braintum.commands.model_arguments import model_folder
 from braintum.conversion.building.pseudonyms import Pseudonyms
+from braintum.conversion.building.source_tables import read_rows
 from braintum.conversion.files.json_files import read_dataset_json
 from braintum.conversion.files.volumes import VOLUME_ENDINGS
 from braintum.conversion.format.pairs import named_pairs
@@ -20,6 +21,8 @@ from braintum.inference.prediction.input_files import LEFT_OUT_FILE, write_left_
 
 if TYPE_CHECKING:
     from braintum.conversion.dicom.cases import StudyCases
+
+STUDY_COLUMN = "study"
 
 
 def predict_studies(
@@ -48,12 +51,12 @@ def predict_studies(
         raise ValueError("--labelmap is about the objects that --dicom writes; give both")
     source, output = Path(args.i), Path(args.o)
     channels, ending = _channels(args, has_own_model)
-    table = None if args.series_table is None else Path(args.series_table)
+    rows = {} if args.series_table is None else _read_table(Path(args.series_table), channels)
     patterns = named_pairs(args.channel, "--channel", "T1ce='*t1*km*'")
     pseudonyms = pseudonyms_of(args)
     rename = str if pseudonyms is None else pseudonyms.name
     with tempfile.TemporaryDirectory(prefix="braintum_") as folder:
-        studies = write_cases(source, channels, Path(folder), patterns, table, args.reference, ending, rename)
+        studies = write_cases(source, channels, Path(folder), patterns, rows, args.reference, ending, rename)
         if not studies.num_series and not has_own_model and source.is_dir():
             return predict_files(args, has_own_model)  # slices without a position, each an image of its own
         print("\n".join(line for case in studies.cases for line in case.lines()), flush=True)
@@ -121,6 +124,17 @@ def _write_objects(
         stored = "" if store is None else ", and in the archive"
         print(f"{case.name}: {', '.join(file.name for file in files)} in {files[0].parent}{stored}")
     return failed
+
+
+def _read_table(table: Path, channels: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Study -> channel -> pattern."""
+    columns, rows = read_rows(table)
+    if STUDY_COLUMN not in columns or not set(channels) & set(columns):
+        raise ValueError(
+            f"{table}: has the columns {', '.join(columns)}; it needs {STUDY_COLUMN} (StudyInstanceUID, or the name of "
+            f"the case) and one or more of {', '.join(channels)}"
+        )
+    return {row[STUDY_COLUMN]: {name: row[name] for name in channels if row.get(name)} for _, row in rows}
 
 
 def _channels(args: argparse.Namespace, has_own_model: bool) -> tuple[list[str], str]:

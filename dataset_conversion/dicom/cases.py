@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from braintum.conversion.building.source_tables import read_rows
 from braintum.conversion.dicom.channels import Choice, choose_series
 from braintum.conversion.dicom.series import SeriesFiles
 from braintum.conversion.dicom.study import FoundSeries, find_series
 from braintum.conversion.files.volumes import VolumeError, geometry_differences, write_image
 
-STUDY_COLUMN = "study"
 _LEAST_COVERED = 0.5
 """Share of the reference's voxels that another channel has to cover."""
 
@@ -74,7 +72,7 @@ def write_cases(
     channels: Sequence[str],
     folder: Path,
     patterns: Mapping[str, str] | None = None,
-    table: Path | None = None,
+    per_study: Mapping[str, Mapping[str, str]] | None = None,
     reference: str | None = None,
     ending: str = ".nii.gz",
     rename: Callable[[str], str] = str,
@@ -86,20 +84,19 @@ def write_cases(
         channels: of the model, in order.
         folder: that gets the files.
         patterns: channel -> pattern; see :func:`braintum.conversion.dicom.channels.choose_series`.
-        table: CSV or Excel with a column `study` (StudyInstanceUID, or name of the case) and columns named as channels,
-            which hold patterns; these go before `patterns`.
+        per_study: StudyInstanceUID, or name of a case -> patterns of its own, which go before `patterns`.
         reference: the channel whose grid is used; None for the first.
         ending: of the files.
         rename: name of a case, with patient and date -> the name to use.
 
     Raises:
         FileNotFoundError: no such source.
-        ValueError: a pattern, or the reference, is of no channel of the model, or the table cannot be used.
+        ValueError: a pattern, or the reference, is of no channel of the model.
     """
     patterns = dict(patterns or {})
     if unknown := ({*patterns, *([reference] if reference else [])} - set(channels)):
         raise ValueError(f"the model has no channel {min(unknown)}; its channels are {', '.join(channels)}")
-    rows = {} if table is None else _read_table(table, channels)
+    rows = per_study or {}
     found = find_series(source)
     written = StudyCases(left_out=dict(found.left_out), num_series=len(found.series))
     written.not_needed |= {file: f"a copy of {first}" for file, first in found.copies.items()}
@@ -117,16 +114,6 @@ def write_cases(
             if id(series) not in taken:
                 written.not_needed[f"{name}: {series.title}"] = "no channel of the model"
     return written
-
-
-def _read_table(table: Path, channels: Sequence[str]) -> dict[str, dict[str, str]]:
-    columns, rows = read_rows(table)
-    if STUDY_COLUMN not in columns or not set(channels) & set(columns):
-        raise ValueError(
-            f"{table}: has the columns {', '.join(columns)}; it needs {STUDY_COLUMN} (StudyInstanceUID, or the name of "
-            f"the case) and one or more of {', '.join(channels)}"
-        )
-    return {row[STUDY_COLUMN]: {name: row[name] for name in channels if row.get(name)} for _, row in rows}
 
 
 def _studies(found: FoundSeries) -> list[tuple[str, str, list[SeriesFiles]]]:

@@ -88,6 +88,16 @@ def test_options_choose(tmp_path, model, study, capsys):
     assert sitk.ReadImage(str(tmp_path / "o" / "17_20200102.nii.gz")).GetSize() == (9, 8, 4)
 
 
+def test_table_of_series(tmp_path, model, study, capsys):
+    table = tmp_path / "series.csv"
+    table.write_text("study;T1ce;FLAIR\n17_20200102;dwi;\n1.2.3;flair;dwi\n")
+    assert predict(study, tmp_path / "o", model, "--series-table", str(table)) == 3
+    assert "T1ce: 'dwi', matches 'dwi'" in capsys.readouterr().out
+    table.write_text("patient,T1ce\n1,a\n")
+    with pytest.raises(ValueError, match="it needs study"):
+        predict(study, tmp_path / "o", model, "--series-table", str(table))
+
+
 def test_nothing_to_predict_is_an_error_that_names_the_candidates(tmp_path, model, study, capsys):
     with pytest.raises(ValueError, match="none of the studies in it can be predicted"):
         predict(study, tmp_path / "output", model, "--channel", "T1ce=nothing")

@@ -187,14 +187,10 @@ def test_series_that_cannot_be_brought_together_are_refused(tmp_path):
         assert fault in write_cases(tmp_path / name, ["T1ce", "FLAIR"], tmp_path).left_out["17_20200102"]
 
 
-def test_table_of_series(tmp_path):
+def test_patterns_of_a_study_go_before_those_of_all(tmp_path):
     study(tmp_path / "s", ("a", {}), ("b", {}), ("c", {}))
-    table = tmp_path / "series.csv"
-    table.write_text("study;T1ce;FLAIR\n17_20200102;a;\n1.2.3;b;c\n")
-    written = write_cases(tmp_path / "s", ["T1ce", "FLAIR"], tmp_path, {"FLAIR": "c", "T1ce": "b"}, table)
+    rows = {"17_20200102": {"T1ce": "a"}, "1.2.3": {"T1ce": "b"}}
+    written = write_cases(tmp_path / "s", ["T1ce", "FLAIR"], tmp_path, {"FLAIR": "c", "T1ce": "b"}, rows)
     assert [choice.series.title for choice in written.cases[0].channels.values()] == ["a", "c"]
-    table.write_text("patient,T1ce\n1,a\n")
-    with pytest.raises(ValueError, match="it needs study"):
-        write_cases(tmp_path / "s", ["T1ce"], tmp_path, table=table)
     with pytest.raises(ValueError, match="the model has no channel T2; its channels are T1ce"):
         write_cases(tmp_path / "s", ["T1ce"], tmp_path, {"T2": "a"})
