@@ -116,7 +116,7 @@ def _of_study(whole: Examination, patient: str, study: str) -> Examination:
 
 
 def _study(volume: DicomVolume) -> tuple[str, str]:
-    return volume.facts.get("PatientID", ""), volume.facts.get("StudyInstanceUID", "")
+    return str(volume.facts.get("PatientID", "")), str(volume.facts.get("StudyInstanceUID", ""))
 
 
 def _match(folder: Path, patterns: Mapping[str, str], mask: str | None) -> Examination:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard, Union
 
 import numpy as np
 import SimpleITK as sitk
@@ -38,12 +38,12 @@ def _is_dicom(path: Path) -> bool:
 
 
 def dicom_series(folder: Path) -> list[DicomVolume]:
-    """Returns the DICOM series and masks directly in a folder; none where the path is not valid text."""
+    """Returns the DICOM series and masks directly in a folder, those too that reading will refuse."""
     try:
         found = _find(folder)
     except VolumeError:
         return []  # of which reading will tell
-    return [*found.series, *found.masks]
+    return [*found.series, *found.masks, *found.faulty]
 
 
 def _find(folder: Path) -> "FoundSeries":
@@ -68,7 +68,7 @@ def _opened(volume: Volume) -> Volume:
     if not isinstance(volume, Path) or is_volume_file(volume) or not (volume.is_dir() or _is_dicom(volume)):
         return volume
     found = _find(volume)
-    volumes = [*found.series, *found.masks]
+    volumes: list[DicomVolume] = [*found.series, *found.masks]
     if len({one.facts.get("SeriesInstanceUID") for one in volumes}) > 1:
         raise VolumeError(
             f"{volume}: holds {len(volumes)} DICOM series mixed with each other ({_listed(volumes)}); put each into a "
@@ -104,12 +104,10 @@ def read_any(volume: Volume) -> sitk.Image:
     opened = _opened(volume)
     if isinstance(opened, Path):
         return read_volume(opened)
-    if _is_mask(opened):
-        raise VolumeError(f"{opened.files[0]}: a DICOM segmentation or structure set, no image: name it with --mask")
     return opened.read().image
 
 
-def _is_mask(volume: Volume) -> bool:
+def _is_mask(volume: Volume) -> TypeGuard["MaskFile"]:
     return hasattr(volume, "file")
 
 

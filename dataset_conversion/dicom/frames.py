@@ -81,13 +81,15 @@ class Frame:
 
 @contextmanager
 def readable(file: Place) -> Iterator[None]:
-    """Turns whatever is raised for a damaged file into a `VolumeError` that names it; warnings are not shown."""
+    """Turns whatever is raised for a file into a `VolumeError` that names it; warnings are not shown."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's, of values that bend the standard: scanners write many
             yield
     except VolumeError:
         raise
+    except OSError as error:
+        raise VolumeError(f"{file}: cannot be read ({error.strerror or one_line(error)})") from error
     except Exception as error:  # pydicom and the decoders raise errors of many types for corrupt files
         raise VolumeError(f"{file}: damaged, or no DICOM ({one_line(error)[:200]}); export it again") from error
 
@@ -118,8 +120,9 @@ def frames_of(file: Place, header: pydicom.Dataset) -> list[Frame]:
     with readable(file):
         common = _plain(header)
         if "PerFrameFunctionalGroupsSequence" not in header:
-            number = int(header.get("NumberOfFrames") or 1)
-            return [Frame(file, index + 1, common) for index in range(number)]
+            if (number := int(header.get("NumberOfFrames") or 1)) != 1:
+                raise VolumeError(f"{file}: {number} frames without positions of their own; export original images")
+            return [Frame(file, 1, common)]
         for group in header.get("SharedFunctionalGroupsSequence") or ():
             common |= _flattened(group)
         groups = header.PerFrameFunctionalGroupsSequence

@@ -11,6 +11,7 @@ import pydicom
 import SimpleITK as sitk
 
 from braintum.conversion.dicom.frames import Frame, Place, read_dataset, readable
+from braintum.conversion.files.file_checks import MAX_BYTES
 from braintum.conversion.files.volumes import DIRECTION_TOLERANCE, MIN_SPACING_MM, VolumeError, compact
 
 DISTANCE_TOLERANCE = 0.02
@@ -75,10 +76,12 @@ class SeriesFiles:
     Attributes:
         frames: in ascending position along the normal.
         part: what tells it from other volumes of the same series, such as ``EchoTime 80``; empty for the only one.
+        fault: why it cannot be read, where that is known.
     """
 
     frames: tuple[Frame, ...] = field(repr=False)
     part: str = ""
+    fault: str = ""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -121,6 +124,8 @@ class SeriesFiles:
         Raises:
             VolumeError: the frames are on no grid with right angles.
         """
+        if self.fault:
+            raise VolumeError(self.fault)
         return Grid.of(self)
 
     def read(self) -> Series:
@@ -229,6 +234,8 @@ def _check_tilt(where: str, offsets: np.ndarray, pixel: float) -> None:
 def pixels_of(file: Place, dataset: pydicom.Dataset) -> np.ndarray:
     """Stored values, (frames, Y, X), without bits that do not belong to them; bright is large."""
     with readable(file):
+        if int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("NumberOfFrames") or 1) * 4 > MAX_BYTES:
+            raise ValueError("declares more pixels than a scan of a head takes")
         try:
             stored = dataset.pixel_array
         except (RuntimeError, NotImplementedError) as error:

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pydicom
@@ -61,6 +61,10 @@ class MaskFile:
         """The file."""
         return [self.file]
 
+    def read(self) -> NoReturn:
+        """Raises `VolumeError`: it is no image."""
+        raise VolumeError(f"{self.file}: a DICOM segmentation or structure set, no image: name it with --mask")
+
 
 @dataclass
 class FoundSeries:
@@ -69,12 +73,14 @@ class FoundSeries:
     Attributes:
         series: readable volumes, sorted by patient, study, number and description.
         masks: segmentations and structure sets.
+        faulty: series that are left out, whose `fault` says why.
         left_out: file, folder or series -> why it is not among them.
         copies: file that was passed over -> the same file under another name.
     """
 
     series: list[SeriesFiles] = field(default_factory=list)
     masks: list[MaskFile] = field(default_factory=list)
+    faulty: list[SeriesFiles] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
 
@@ -105,23 +111,24 @@ def find_series(source: Path, directly: bool = False) -> FoundSeries:
                 _take(file, header, frames, found)
         except VolumeError as error:
             found.left_out[str(file)] = str(error).removeprefix(f"{file}: ")
-        except OSError as error:
-            found.left_out[str(file)] = f"cannot be read ({error.strerror or error})"
     for of_series in frames.values():
         _add_volumes(of_series, found)
-    found.series.sort(
-        key=lambda series: [*map(series.text, ("PatientID", "StudyDate", "StudyInstanceUID")), *_number(series)]
-    )
+    found.series.sort(key=_order)
     return found
 
 
-def _number(series: SeriesFiles) -> tuple[Any, ...]:
-    return f"{series.facts.get('SeriesNumber', 0):09.0f}", series.title
+def _order(series: SeriesFiles) -> tuple[Any, ...]:
+    study = map(series.text, ("PatientID", "StudyDate", "StudyInstanceUID"))
+    number = series.facts.get("SeriesNumber")
+    return *study, number if isinstance(number, float) else 0.0, series.title
 
 
 def _files(source: Path, directly: bool) -> Iterator[Place]:
     if source.is_dir():
-        yield from (path for path in walk(source) if not path.is_dir() and (not directly or path.parent == source))
+        for path in walk(source):
+            # a broken link too, for reading it to fail and to say so
+            if (path.is_file() or path.is_symlink() and not path.is_dir()) and (not directly or path.parent == source):
+                yield path
         return
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
@@ -137,16 +144,14 @@ def _files(source: Path, directly: bool) -> Iterator[Place]:
             raise VolumeError(f"{source}: packed with a password; unpack it, and give the folder")
         if entry.file_size > MAX_BYTES:
             raise VolumeError(f"{source}: {entry.filename} declares {entry.file_size / 2**30:.0f} GiB")
-        if not entry.is_dir():
+        is_hidden = any(part.startswith((".", "__MACOSX")) for part in entry.filename.split("/"))
+        if not entry.is_dir() and not is_hidden:
             yield zipfile.Path(archive, entry.filename)
 
 
 def _is_dicom(file: Place) -> bool:
-    try:
-        with file.open("rb") as stream:
-            return is_dicom_start(stream.read(132)) or file.name.lower().endswith(DICOM_ENDINGS)
-    except (zipfile.BadZipFile, zipfile.zlib.error, EOFError) as error:
-        raise VolumeError(f"{file}: damaged within the archive ({error})") from error
+    with readable(file), file.open("rb") as stream:
+        return is_dicom_start(stream.read(132)) or file.name.lower().endswith(DICOM_ENDINGS)
 
 
 def _take(file: Place, header: pydicom.Dataset, frames: dict[str, list[Frame]], found: FoundSeries) -> None:
@@ -180,7 +185,7 @@ def _add_volumes(frames: Sequence[Frame], found: FoundSeries) -> None:
             different = _without_copies(frames, found)
             parts = [part for group in _alike(different) for part in _volumes(group)]
     except VolumeError as error:
-        found.left_out[where] = str(error)
+        _leave_out(SeriesFiles(tuple(frames)), where, error, found)
         return
     for number, part in enumerate(parts, start=1):
         volume = part if len({one.part for one in parts}) == len(parts) else replace(part, part=_shape(part, number))
@@ -188,9 +193,14 @@ def _add_volumes(frames: Sequence[Frame], found: FoundSeries) -> None:
             with readable(part.frames[0].file):
                 Grid.of(volume)
         except VolumeError as error:
-            found.left_out[f"{where}{f' {volume.part}' if volume.part else ''}"] = str(error)
+            _leave_out(volume, f"{where}{f' {volume.part}' if volume.part else ''}", error, found)
         else:
             found.series.append(volume)
+
+
+def _leave_out(series: SeriesFiles, where: str, error: VolumeError, found: FoundSeries) -> None:
+    found.left_out[where] = str(error)
+    found.faulty.append(replace(series, fault=f"{where}: {error}"))
 
 
 def _shape(series: SeriesFiles, number: int) -> str:

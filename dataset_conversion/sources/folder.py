@@ -8,8 +8,9 @@
 Files are chosen by patterns with `*` and `?`, in upper or lower case alike: `--channel T1ce='*t1c*'` matches
 `t1c.nii.gz` as well as the series' folder `T1C`; a pattern with a slash has to match the path within the patient's
 folder. Files that match the mask's pattern are no channels. Where names say nothing, DICOM series are chosen by their
-descriptions, and a patient's folder may hold a folder an examination: see `examinations`. All volumes of an examination
-have to lie on one grid (`volumes.geometry_problems`): nothing is resampled here.
+descriptions, and a patient's folder may hold a folder an examination: see `examinations`. A mask may also be a DICOM
+segmentation or structure set, whose segments' numbers are its values. All volumes of an examination have to lie on one
+grid (`volumes.geometry_problems`): nothing is resampled here.
 
 A case is named after its folders below the source's, and its patient is the table's (`--patient-column`); where one
 patient has several folders, `--case-column` names the column with the folders, or `--date-column` the one with dates

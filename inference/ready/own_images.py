@@ -10,6 +10,7 @@ import SimpleITK as sitk
 from PIL import Image, ImageOps
 
 from braintum.conversion.building.slices import ARRAY_AXIS, choose_plane, stack_slices, to_anatomical
+from braintum.conversion.building.volume_reading import read_any
 from braintum.conversion.files.atomic import atomic_path
 from braintum.conversion.files.file_checks import MAX_PIXELS, check_file
 from braintum.conversion.files.volumes import VOLUME_ENDINGS, image_like, is_volume_file, read_volume, write_image
@@ -161,7 +162,7 @@ def _read_slice(path: Path) -> OwnImage:
     elif image.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError(f"{path}: {image.GetNumberOfComponentsPerPixel()} values a pixel; export one a file")
     if array.ndim == 3 and array.shape[0] != 1:
-        return _of_volume(path, image)
+        return _of_volume(path, read_any(path))  # an enhanced DICOM object, whose frames ITK only stacks
     x, y = image.GetSpacing()[:2]
     array = array.reshape(1, *array.shape[-2:])
     if not np.isfinite(array).all():

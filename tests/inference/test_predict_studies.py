@@ -1,6 +1,8 @@
 """`braintum_predict` on DICOM studies: what reaches the prediction, what is said, and where the mask lies."""
 
+import importlib
 import json
+import sys
 import zipfile
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 from dicom_data import grid, uid, write_series
 
+from braintum.commands.errors import CommandError
 from braintum.conversion.dicom.cases import write_cases
 from braintum.conversion.files.folders import holds_studies
 from braintum.inference import cli
@@ -110,6 +113,7 @@ def test_what_counts_as_studies(tmp_path):
         cli.predict(["-i", str(tmp_path), "-o", str(tmp_path / "o"), "-d", "1", "-c", "2d", "--channel", "T1=a"])
 
 
+@pytest.mark.slow  # imports torch
 def test_slices_without_a_position_are_images_of_their_own(tmp_path):
     """For a ready model, which takes any picture."""
     (file,) = write_series(tmp_path, grid(np.ones((1, 5, 6), np.int16)), {"SeriesInstanceUID": uid("x")})
@@ -121,3 +125,11 @@ def test_slices_without_a_position_are_images_of_their_own(tmp_path):
     seen = []
     assert predict_studies(args, False, lambda args, has_own_model: seen.append(args.i) or 7) == 7
     assert seen == [str(tmp_path)]
+
+
+def test_without_pydicom_the_extra_is_named(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("braintum.conversion.dicom")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(CommandError, match=r'pip install "braintum\[dicom\]"'):
+        importlib.import_module("braintum.conversion.dicom.study")

@@ -13,9 +13,12 @@ import SimpleITK as sitk
 from dicom_data import OBLIQUE, grid, uid, write_enhanced, write_series
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
+from braintum.conversion.building.slices import to_anatomical
+from braintum.conversion.building.volume_reading import dicom_series, read_any
 from braintum.conversion.files.volumes import VolumeError
 from braintum.dicom.series import Series
 from braintum.dicom.study import find_series
+from braintum.inference.ready.own_images import read_image
 
 
 def noise(size=(6, 5, 4), seed=0, dtype=np.int16, high=900):
@@ -110,6 +113,26 @@ def test_volumes_of_an_enhanced_object_are_told_apart(tmp_path, fact):
         assert_same_volume(series.read().image, image)
 
 
+def test_single_enhanced_file_is_read_as_an_image_of_ones_own(tmp_path):
+    image = grid(noise())
+    file = write_enhanced(tmp_path / "enhanced.dcm", [image], rescale=[(1, 0), (2, 0), (1, 0), (1, 5)])
+    read = read_image(file)
+    np.testing.assert_array_equal(read.slices[2], sitk.GetArrayFromImage(to_anatomical(image))[2])
+    np.testing.assert_array_equal(read.slices[1], 2 * sitk.GetArrayFromImage(to_anatomical(image))[1])
+    write_enhanced(file, [image, grid(noise(seed=1))], per_image=[{"EchoTime": 20}, {"EchoTime": 80}])
+    with pytest.raises(VolumeError, match="holds 2 volumes .*EchoTime 20.*EchoTime 80"):
+        read_image(file)
+
+
+def test_film_without_positions_is_left_out(tmp_path):
+    (file,) = write_series(tmp_path, grid(noise((6, 5, 1))))
+    dataset = pydicom.dcmread(file)
+    dataset.NumberOfFrames = 2**31 - 1
+    dataset.save_as(file)
+    (fault,) = find_series(tmp_path).left_out.values()
+    assert "frames without positions of their own" in fault
+
+
 def test_gap_in_an_enhanced_object_is_no_spacing(tmp_path):
     write_enhanced(tmp_path / "enhanced", [grid(noise((6, 5, 7)))], without=[3])
     (fault,) = find_series(tmp_path).left_out.values()
@@ -179,6 +202,14 @@ def test_gaps_uneven_slices_and_tilted_gantries_are_refused(tmp_path, how, fault
     found = find_series(tmp_path)
     assert found.series == [] and len(found.left_out) == 1
     assert re.search(fault, next(iter(found.left_out.values())))
+
+
+def test_faulty_series_is_found_by_its_description_and_refused_when_read(tmp_path):
+    write_series(tmp_path, grid(noise((6, 5, 7))), {"SeriesDescription": "T1"}, without=[2])
+    (series,) = dicom_series(tmp_path)
+    assert series.names == ("T1",)
+    with pytest.raises(VolumeError, match=f"{tmp_path} .T1.: 'T1': 1 slices are missing"):
+        read_any(series)
 
 
 def test_copy_of_a_slice_is_taken_once_and_another_slice_at_its_place_is_refused(tmp_path):
