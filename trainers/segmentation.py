@@ -93,6 +93,7 @@ class SegmentationTrainer(nnUNetTrainer):
 
     # set by nnU-Net's untyped base
     network: Any
+    dataset_class: Any
     dataset_json: dict[str, Any]
     num_epochs: int
     num_iterations_per_epoch: int
@@ -151,7 +152,7 @@ class SegmentationTrainer(nnUNetTrainer):
         self.logger.local_logger = OverlapLogger()
 
     @property
-    def output_folder_base(self) -> str | None:
+    def output_folder_base(self) -> Any:
         """Folder of the model, see :func:`braintum.trainers.recipes.control_folder.control_folder`."""
         return self._output_folder_base
 

@@ -54,8 +54,8 @@ class SystemOfPaper:
 
     Attributes:
         trainer: here.
-        planner: None for that of the trainer's recipe.
-        plans: that it makes; None for those of the trainer's recipe.
+        planner: with ``plans``; None for that of the trainer's recipe.
+        plans: that the planner makes.
     """
 
     trainer: str

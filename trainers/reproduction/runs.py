@@ -75,12 +75,12 @@ def plans_of(system: SystemOfPaper) -> tuple[str, str]:
     Raises:
         ValueError: neither the paper nor the trainer's recipe says which.
     """
+    if system.planner is not None and system.plans is not None:
+        return system.planner, system.plans
     of_recipe = trainer_named(system.trainer).recipe.plans
-    planner = system.planner or (of_recipe and of_recipe.planner)
-    plans = system.plans or (of_recipe and of_recipe.name)
-    if planner is None or plans is None:
+    if of_recipe is None:
         raise ValueError(f"{system.trainer} goes with no plans in particular: name planner and plans in the registry")
-    return planner, plans
+    return of_recipe.planner, of_recipe.name
 
 
 def shortened(recipe: Recipe, fraction: float) -> dict[str, str]:
