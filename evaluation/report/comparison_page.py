@@ -14,7 +14,7 @@ from braintum.evaluation.report import figures
 from braintum.evaluation.report.cases import CaseGroup
 from braintum.evaluation.report.curves import Curve, micro_average_roc
 from braintum.evaluation.report.images import CasePicture, case_picture
-from braintum.evaluation.report.page import TEMPLATES, template_environment
+from braintum.evaluation.report.page import TEMPLATES, interval_note, template_environment
 from braintum.evaluation.report.report import Report
 from braintum.evaluation.report.tables import Cell, HtmlTable, figure_cell
 from braintum.evaluation.results.comparison import compare, comparison_tables
@@ -102,6 +102,7 @@ def render_comparison(
         "command": command,
         "models": [(name, report.facts) for name, report in by_name.items()],
         "summary": first.summary,
+        "interval_note": interval_note(first.summary),
         "best": names.get(comparison["best"], ""),
         "criterion": comparison["criterion"],
         "tests": _tests(comparison, names, len(first.table.cases)),
@@ -154,7 +155,7 @@ def _mask_tables(by_name: Mapping[str, Report]) -> list[HtmlTable]:
             lambda summary, label=label: summary["segmentation"][label]["figures"].get("all"),
         )
         if rows:
-            caption = f"Masks of {label}: means over the cases that show it, with 95 % intervals"
+            caption = f"Masks of {label}: means over the cases that show it"
             tables.append(HtmlTable(caption, ["Model", *keys.values()], rows, f"masks-{index}"))
     return tables
 
@@ -163,7 +164,7 @@ def _class_table(by_name: Mapping[str, Report]) -> HtmlTable | None:
     rows = _figure_rows(by_name, "classes", _CLASS_FIGURES, lambda summary: summary.get("classification"))
     if not rows:
         return None
-    return HtmlTable("Classes, with 95 % intervals", ["Model", *_CLASS_FIGURES.values()], rows, "classes")
+    return HtmlTable("Classes", ["Model", *_CLASS_FIGURES.values()], rows, "classes")
 
 
 def _fold_table(by_name: Mapping[str, Report]) -> HtmlTable | None:
@@ -213,7 +214,7 @@ def _training_charts(by_name: Mapping[str, Report]) -> list[tuple[str, str]]:
         }
         curves = {name: found for name, found in curves.items() if found}
         if curves:
-            charts.append((label.capitalize(), figures.curves_of_models(f"curves-{key}", curves, label)))
+            charts.append((label[:1].upper() + label[1:], figures.curves_of_models(f"curves-{key}", curves, label)))
     return charts
 
 

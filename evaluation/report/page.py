@@ -36,7 +36,7 @@ def render_report(report: Report, output: Path, num_cases: int = 3, command: str
         "facts": facts,
         "summary": summary,
         "lede": _lede(report),
-        "interval_note": _interval_note(summary),
+        "interval_note": interval_note(summary),
         "today": date.today().isoformat(),
         "command": command,
         "headlines": tables.headlines(summary),
@@ -98,7 +98,8 @@ def _lede(report: Report) -> str:
     return text
 
 
-def _interval_note(summary: Mapping[str, Any]) -> str:
+def interval_note(summary: Mapping[str, Any]) -> str:
+    """What the intervals of a page are, or why there are none."""
     units = "independent patients" if summary["num_patients"] is not None else "cases (patients are not known)"
     if summary["num_clusters"] < MIN_CLUSTERS:
         count = summary["num_clusters"]
