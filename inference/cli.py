@@ -280,10 +280,10 @@ def _predict_files(args: argparse.Namespace, has_own_model: bool) -> int:
     if args.part is not None:
         print(f"{len(outcome.predicted)} cases predicted{skipped}, {len(outcome.failed)} could not be")
         return 0
-    listed = f"{outcome.listed} listed in {Path(args.o) / CLASSES_FILE}"
+    where = f"{outcome.listed} listed in {Path(args.o) / CLASSES_FILE}"
     if class_model is None and not model.predicts_classes:
-        listed = f"masks only, as {model.trainer_name} trains no classes; they are in {args.o}"
-    print(f"{len(outcome.predicted)} cases predicted{skipped}; {listed}")
+        where = f"masks only, as {model.trainer_name} trains no classes; they are in {args.o}"
+    print(f"{len(outcome.predicted)} cases predicted{skipped}; {where}")
     if outcome.patients is not None:
         print(f"{outcome.patients} patients listed in {Path(args.o) / PATIENTS_FILE}")
     if (file := Path(args.o) / TIME_POINTS_FILE).is_file():

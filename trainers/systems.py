@@ -110,10 +110,16 @@ def _of_others(name: str) -> dict[str, System]:
     """A network to compare with, for masks alone and with the classification head."""
     module, what, dimensions = BASELINES[name]
     network = _late(module, name, "baselines")
-    common = BRAINTUMNET, (papers.BRAINTUMNET,) if name in COMPARED else (), None, dimensions
-    masks = f"{what}, segmentation alone; needs no classes.", SegmentationTrainer, segmentation_network(network)
-    both = f"{what}, with the classification head.", nnUNetTrainerMultiTask, multi_task_network(network)
-    return {name: System(*masks, *common), f"{name}MultiTask": System(*both, *common)}
+    described_in = (papers.BRAINTUMNET,) if name in COMPARED else ()
+    masks, both = f"{what}, segmentation alone; needs no classes.", f"{what}, with the classification head."
+    return {
+        name: System(
+            masks, SegmentationTrainer, segmentation_network(network), BRAINTUMNET, described_in, dimensions=dimensions
+        ),
+        f"{name}MultiTask": System(
+            both, nnUNetTrainerMultiTask, multi_task_network(network), BRAINTUMNET, described_in, dimensions=dimensions
+        ),
+    }
 
 
 SYSTEMS = {

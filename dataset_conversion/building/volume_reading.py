@@ -128,8 +128,10 @@ def read_volumes(channels: Sequence[Volume], mask: Volume | None) -> tuple[dict[
     if mask is not None:
         try:
             opened = _opened(mask)
-            is_drawn = not isinstance(opened, Path) and _is_mask(opened)
-            volumes[mask] = _on_its_grid(opened, list(volumes.values())) if is_drawn else read_any(opened)
+            if not isinstance(opened, Path) and _is_mask(opened):
+                volumes[mask] = _on_its_grid(opened, list(volumes.values()))
+            else:
+                volumes[mask] = read_any(opened)
         except VolumeError as error:
             problems += error.problems
     return volumes, problems

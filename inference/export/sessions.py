@@ -59,7 +59,7 @@ def open_session(file: Path, num_threads: int, engine: Engine = "onnxruntime") -
         ValueError: the file is damaged, or the engine is missing.
     """
     module = import_engine(engine)
-    session = _OnnxRuntimeSession if engine == "onnxruntime" else _OpenVinoSession
+    session: Any = _OnnxRuntimeSession if engine == "onnxruntime" else _OpenVinoSession
     try:
         return session(module, file, num_threads)
     except Exception as error:  # the engines' errors have no base class but this one

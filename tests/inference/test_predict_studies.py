@@ -1,8 +1,6 @@
 """`braintum_predict` on DICOM studies: what reaches the prediction, what is said, and where the mask lies."""
 
-import importlib
 import json
-import sys
 import zipfile
 from pathlib import Path
 
@@ -12,7 +10,6 @@ import pytest
 import SimpleITK as sitk
 from dicom_data import grid, uid, write_series
 
-from braintum.commands.errors import CommandError
 from braintum.conversion.dicom.cases import write_cases
 from braintum.conversion.files.folders import holds_studies
 from braintum.inference import cli
@@ -135,11 +132,3 @@ def test_slices_without_a_position_are_images_of_their_own(tmp_path):
     seen = []
     assert predict_studies(args, False, lambda args, has_own_model: seen.append(args.i) or 7) == 7
     assert seen == [str(tmp_path)]
-
-
-def test_without_pydicom_the_extra_is_named(monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("braintum.conversion.dicom")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(CommandError, match=r'pip install "braintum\[dicom\]"'):
-        importlib.import_module("braintum.conversion.dicom.study")
