@@ -145,7 +145,7 @@ def test_from_planning_to_the_printed_table(commands: Any, capsys: Any, nnunet_f
     assert [command[0] for command in commands] == [
         "nnUNetv2_plan_and_preprocess",
         "nnUNetv2_train",
-        "nnUNetv2_predict",
+        "braintum_predict",
     ]
     assert commands[0][commands[0].index("-pl") + 1] == "BrainTumPlannerBr35H"
     assert commands[0][commands[0].index("-d") + 1] == "4"  # nnU-Net's planning takes numbers only
@@ -163,10 +163,10 @@ def test_goes_on_where_it_stopped(commands: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("FAIL")
     commands.clear()
     assert paper(ARGUMENTS) == 0
-    assert [command[0] for command in commands] == ["nnUNetv2_train", "nnUNetv2_predict"]
+    assert [command[0] for command in commands] == ["nnUNetv2_train", "braintum_predict"]
     commands.clear()
     assert paper([*ARGUMENTS, "--splits", "patient", "image"]) == 0
-    assert [command[0] for command in commands] == ["nnUNetv2_train", "nnUNetv2_predict"]  # by image; the test again
+    assert [command[0] for command in commands] == ["nnUNetv2_train", "braintum_predict"]  # by image; the test again
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,10 @@ PAPER_000 = Reproduction(
     {
         "U-Net": SystemOfPaper("nnUNetTrainerUNet_BrainTumNet"),
         "nnU-Net": SystemOfPaper("nnUNetTrainerPlansNetwork", "ExperimentPlanner", "nnUNetPlans"),
+        "TransUNet": SystemOfPaper("nnUNetTrainerTransUNet"),
+        "DeepLab": SystemOfPaper("nnUNetTrainerDeepLabV3Plus"),
+        "Swin-UNet": SystemOfPaper("nnUNetTrainerSwinUNet"),
+        "MedFormer": SystemOfPaper("nnUNetTrainerMedFormer"),
         "U-Net (classifier)": SystemOfPaper("nnUNetTrainerClassifierUNet_BrainTumNet"),
         "ResNet": SystemOfPaper("nnUNetTrainerClassifierResNet50"),
         "DenseNet": SystemOfPaper("nnUNetTrainerClassifierDenseNet121"),

@@ -10,7 +10,6 @@ from braintum.commands.stages import Progress, Stages
 from braintum.conversion.files.parallel import default_processes
 from braintum.conversion.format.label_names import named_labels, whole_tumour
 from braintum.evaluation import api
-from braintum.trainers.multi_task import nnUNetTrainerMultiTask
 from braintum.trainers.recipes.recipe import Recipe
 from braintum.trainers.registered import trainer_named
 from braintum.trainers.reproduction.registry import SystemOfPaper
@@ -172,14 +171,10 @@ def _test(run: Run, name: str, system: SystemOfPaper, split: str, stages: Stages
     folds = tuple(map(str, run.folds))
     target = model / f"test_{'_'.join(folds)}"
     with stages.stage("test") as stage:
-        if issubclass(trainer_named(system.trainer), nnUNetTrainerMultiTask):
-            command: tuple[str, ...] = ("braintum_predict", "-m", str(model))
-        else:
-            planned = "-p", plans_of(system)[1], "-c", CONFIGURATION, "-tr", system.trainer
-            command = ("nnUNetv2_predict", "-d", run.dataset, *planned, "--continue_prediction")
         if not (target / "summary.json").is_file():
             stage.run(
-                *(*command, "-i", str(run.raw / "imagesTs"), "-o", str(target), "-f", *folds, "-device", run.device),
+                *("braintum_predict", "-m", str(model), "-i", str(run.raw / "imagesTs"), "-o", str(target)),
+                *("-f", *folds, "-device", run.device, "--continue_prediction"),
                 nnUNet_results=str(model.parents[1]),
             )
         with stages.logged(f"evaluation of {name} on the test part"):
