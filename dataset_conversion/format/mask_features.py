@@ -33,7 +33,7 @@ def border_band(mask: np.ndarray) -> np.ndarray:
     band = np.zeros(mask.shape, dtype=bool)
     if not mask.any():
         return band
-    box = tuple(slice(max(0, at.min() - BAND), at.max() + BAND + 1) for at in np.nonzero(mask))
+    box = _box(mask, BAND)
     structure = np.ones((1 if len(mask) == 1 else 3, 3, 3), dtype=bool)
     band[box] = binary_dilation(mask[box], structure, BAND) & ~binary_erosion(mask[box], structure, BAND)
     return band
@@ -87,8 +87,9 @@ def mask_features(tumour: np.ndarray, mask: np.ndarray, voxel_size: float, agree
         ``agreement``: as given; NaN where not known.
     """
     inside, expected = float(tumour[mask].sum()), float(tumour.sum())
-    low, high = np.count_nonzero(tumour > 0.3), np.count_nonzero(tumour > 0.7)
-    uncertain = tumour[(tumour > 1e-3) & (tumour < 1 - 1e-3)].astype(np.float64)
+    seen = tumour[tumour > 1e-3].astype(np.float64)
+    low, high = np.count_nonzero(seen > 0.3), np.count_nonzero(seen > 0.7)
+    uncertain = seen[seen < 1 - 1e-3]
     entropy = float((entr(uncertain) + entr(1 - uncertain)).sum()) / np.log(2)
     return {
         "soft_dice": 2 * inside / (np.count_nonzero(mask) + expected + _TINY),
@@ -114,10 +115,16 @@ def voxel_size(spacing: Sequence[float], is_single_slice: bool, is_picture: bool
     return float(np.prod(spacing[1:] if is_single_slice else spacing))
 
 
+def _box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
+    """Around the voxels of a mask that is not empty."""
+    axes = range(mask.ndim)
+    along = (np.flatnonzero(mask.any(tuple(other for other in axes if other != axis))) for axis in axes)
+    return tuple(slice(max(0, at[0] - margin), at[-1] + margin + 1) for at in along)
+
+
 def _share_of_largest_part(mask: np.ndarray) -> float:
     if not mask.any():
         return 0.0
-    box = tuple(slice(found.min(), found.max() + 1) for found in np.nonzero(mask))
-    parts, _ = label(mask[box])
+    parts, _ = label(mask[_box(mask, 0)])
     counts = np.bincount(parts.ravel())[1:]
     return float(counts.max() / counts.sum())

@@ -103,14 +103,15 @@ def held_out_masks(predictions: Predictions, show_progress: bool = True) -> Held
         return None
     rows = [row for _, row in found]
     names = tuple(rows[0]["features"])
+    per_case = ("dice", "true_size", "voxel_size", "missed", "wrong")
+    per_voxel = ("voxels", "voxel_labels", "in_band", "from_band")
     return HeldOutMasks(
-        tuple(case for case, _ in found),
-        np.array([[row["features"][name] for name in names] for row in rows]),
-        names,
-        *(np.array([row[key] for row in rows]) for key in ("dice", "true_size", "voxel_size", "missed", "wrong")),
-        *(np.concatenate([row[key] for row in rows]) for key in ("voxels", "voxel_labels")),
-        np.repeat(np.arange(len(rows)), [len(row["voxel_labels"]) for row in rows]),
-        *(np.concatenate([row[key] for row in rows]) for key in ("in_band", "from_band")),
+        names=tuple(case for case, _ in found),
+        features=np.array([[row["features"][name] for name in names] for row in rows]),
+        feature_names=names,
+        voxel_cases=np.repeat(np.arange(len(rows)), [len(row["voxel_labels"]) for row in rows]),
+        **{key: np.array([row[key] for row in rows]) for key in per_case},
+        **{key: np.concatenate([row[key] for row in rows]) for key in per_voxel},
     )
 
 
