@@ -191,12 +191,13 @@ def _jobs_of(definition: Definition, dataset: str, folder: Path) -> list[Job]:
             *("-tr", *definition.trainers, "-f", *held_out, "-o", str(output)),
         ]
     ]
-    for configuration, trainer, _ in models:
+    for configuration, trainer, model in models:
+        evaluation = output / model.name if len(models) > 1 else output
         page = output / f"{trainer}_{configuration}.html"
         evaluations.append(
             [
                 *(program("braintum_report"), "-d", dataset, "-p", definition.plans, "-c", configuration),
-                *("-tr", trainer, "-f", *held_out, "-o", str(page)),
+                *("-tr", trainer, "-f", *held_out, "--evaluation", str(evaluation), "-o", str(page)),
             ]
         )
     evaluate = Job(f"evaluate-{dataset}", evaluations, [job.name for job in trainings], resumes=False)

@@ -1,16 +1,13 @@
 """Experiments on this machine: what is done stays, what was interrupted goes on, and the state files tell."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from experiment_runs import finals, make_experiment
+from experiment_runs import epochs_begun, finals, make_experiment, wait_until
 
 from braintum.experiments.cli import run
 from braintum.experiments.jobs import Experiment
@@ -20,18 +17,6 @@ from braintum.experiments.state import only_starter, read_state, states
 def start(experiment: Experiment, *options: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "braintum.experiments.cli", "retry", str(experiment.folder), *options]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 180) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
-def epochs_begun(experiment: Experiment, name: str) -> int:
-    folder = Path(experiment.job(name).fold_folder)
-    return sum(len(re.findall(r"Epoch \d", file.read_text())) for file in folder.glob("training_log_*.txt"))
 
 
 @pytest.mark.slow

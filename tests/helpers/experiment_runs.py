@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -74,3 +77,17 @@ def finals(experiment: Experiment) -> dict[str, dict[str, int]]:
         for job in experiment.jobs
         if job.leaves and os.path.isfile(job.leaves[0])
     }
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 180) -> None:
+    """Fail where a condition does not become true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def epochs_begun(experiment: Experiment, name: str) -> int:
+    """How many epochs of a training have begun, in all of its turns."""
+    folder = Path(experiment.job(name).fold_folder)
+    return sum(len(re.findall(r"Epoch \d", file.read_text())) for file in folder.glob("training_log_*.txt"))

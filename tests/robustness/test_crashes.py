@@ -155,7 +155,7 @@ def test_preprocessing(nnunet_folders: Any, tmp_path: Path, name: str, number: i
     assert not [file for file in left if file.endswith(".b2nd")]  # a training finds no folder, not half of one
     plan_and_preprocess(7)
     assert visible_files(folder) == expected
-    assert not list(folder.glob(".*"))
+    assert [path.name for path in folder.glob(".*")] == [".BrainTumLightPlans_2d-preprocessing.json"]
 
 
 @pytest.mark.slow
