@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import cast
 
 import pydicom
 from pydicom.pixels import get_decoder
@@ -52,7 +53,8 @@ def start_receiver(
     entity.add_supported_context(Verification)
     for image in IMAGES:
         entity.add_supported_context(image, transfer_syntaxes())
-    return entity.start_server(address, block=False, evt_handlers=[(evt.EVT_C_STORE, _store, [spool])])
+    server = entity.start_server(address, block=False, evt_handlers=[(evt.EVT_C_STORE, _store, [spool])])
+    return cast(ThreadedAssociationServer, server)  # None where it blocks
 
 
 def transfer_syntaxes() -> list[UID]:
@@ -83,7 +85,7 @@ def _store(event: Event, spool: Spool) -> int:
     except ValueError:  # its text may hold what a header holds
         _LOG.warning("refused an image that cannot be read")
         return _NOT_UNDERSTOOD
-    if instance != event.request.AffectedSOPInstanceUID:
+    if instance != getattr(event.request, "AffectedSOPInstanceUID", None):
         _LOG.warning("refused an image whose UID is not the one it was announced with")
         return _DOES_NOT_MATCH
     try:

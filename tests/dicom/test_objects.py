@@ -90,7 +90,7 @@ def test_mask_of_enhanced_object_comes_back(tmp_path):
     write_enhanced(tmp_path / "in" / "enhanced", [volume()], {**HEADER, "SeriesDescription": "t1 km"})
     (found,) = find_series(tmp_path / "in").series
     series = found.read()
-    objects = written(tmp_path / "out", series, on_grid_of(mask_image(), series), kinds=["seg", "rtstruct"])
+    objects = written(tmp_path / "out", series, on_grid_of(mask_image(), series), kinds=KINDS)
     assert np.array_equal(read_back(objects["seg"], mask_image()), sitk.GetArrayFromImage(mask_image()))
     contours = pydicom.dcmread(objects["rtstruct"]).ROIContourSequence[0].ContourSequence
     assert all(contour.ContourImageSequence[0].ReferencedFrameNumber for contour in contours)

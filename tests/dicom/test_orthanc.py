@@ -26,6 +26,8 @@ from braintum.inference.dicom.study_objects import ObjectOptions
 from braintum.inference.ready.predict_images import predict_images
 from braintum.inference.ready.zoo import ready_model
 
+LABELS = {"background": 0, "whole": [1, 2], "core": [2]}
+
 
 def slices() -> sitk.Image:
     """Slices of different patients one above the other: each is predicted for itself."""
@@ -84,10 +86,10 @@ def test_study_goes_through_the_archive_and_back(tmp_path):
 @pytest.mark.skipif("BRAINTUM_TEST_DATA" not in os.environ, reason="BRAINTUM_TEST_DATA is not set")
 def test_case_of_brats_goes_through_the_archive_and_back(nnunet_folders, tmp_path):
     file = next(Path(os.environ["BRAINTUM_TEST_DATA"]).glob("brats2021/*/*_t1ce.nii.gz"))
-    image = sitk.Cast(sitk.ReadImage(str(file)), sitk.sitkInt16)
-    model = save_model(
-        write_preprocessed(nnunet_folders.preprocessed, "2d"), "nnUNetTrainerMultiTask", (0,), "checkpoint_final.pth"
-    )
+    image = sitk.Cast(sitk.ReadImage(str(file)), sitk.sitkInt16)[:, :, 60:100]
+    dataset = write_preprocessed(nnunet_folders.preprocessed, "2d", labels=LABELS)
+    dataset.dataset_json["regions_class_order"] = [1, 2]
+    model = save_model(dataset, "nnUNetTrainerMultiTask", (0,), "checkpoint_final.pth")
     predictor = load_predictor(model, device="cpu", mirroring=False)
     found = through_archive(image, StudyPredictor(predictor, None, {}, ObjectOptions()), tmp_path)
     predict_folder(volume_of(image, tmp_path / "nifti"), tmp_path / "predicted", predictor, show_progress=False)
