@@ -46,7 +46,8 @@ def structured_report(predicted: PredictedSeries, segmentation: pydicom.Dataset 
         procedure_reported=codes.LN.BrainMRI,
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
-        referenced_images=instances,
+        # highdicom's image library looks for what multi-frame objects have in functional groups
+        referenced_images=None if "NumberOfFrames" in instances[0] else instances,
     )
     report = sr.ComprehensiveSR(
         evidence=[*instances, *([] if segmentation is None else [segmentation])],
