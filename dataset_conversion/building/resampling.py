@@ -210,7 +210,7 @@ def share_covered(image: sitk.Image, reference: sitk.Image, move: Rigid, path: V
 
 
 def registered(image: sitk.Image, reference: sitk.Image, path: Volume, target: Volume) -> Rigid:
-    """Aligns a volume rigidly with another one; see the module's docstring. The same volumes give the same numbers.
+    """Aligns a volume rigidly with another one; see the module's docstring. Repeatable, to rounding.
 
     Raises:
         VolumeError: it did not work, or made the agreement worse.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from braintum.conversion.dicom.cases import write_cases
 from braintum.inference.api import load_predictor, predict_folder
 from braintum.inference.dicom.study_objects import OBJECTS_FOLDER, ObjectOptions, write_study_objects
@@ -35,7 +37,7 @@ class StudyPredictor:
     calibrated: bool = False
 
     @classmethod
-    def of_ready_model(cls, ready: ReadyModel, device: str, **rest: Any) -> "StudyPredictor":
+    def of_ready_model(cls, ready: ReadyModel, device: str | torch.device, **rest: Any) -> "StudyPredictor":
         """Load a ready model."""
         return cls(load_predictor(ready.folder, folds=[FOLD], device=device), ready, **rest)
 

@@ -62,7 +62,8 @@ def _with(series: Series, change: Callable[[pydicom.Dataset], Dataset]) -> Serie
     instances = []
     for instance in series.instances:
         changed = change(instance)
-        changed.file_meta = getattr(instance, "file_meta", None)
+        if hasattr(instance, "file_meta"):
+            changed.file_meta = instance.file_meta
         instances.append(changed)
     return replace(series, instances=tuple(instances))
 

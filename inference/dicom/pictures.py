@@ -25,7 +25,7 @@ def secondary_capture(predicted: PredictedSeries) -> sc.SCImage:
         patient_orientation=("L", "P"),  # asked for, and emptied below: the picture shows two images
         **predicted.identity("SC"),
     )
-    image.PatientOrientation = None
+    image.PatientOrientation = None  # type: ignore[assignment]
     image.BodyPartExamined = "BRAIN"
     image.copy_patient_and_study_information(reference)
     image.ImageComments = text[:10240]

@@ -21,6 +21,7 @@ from braintum.conversion.files.json_files import CLASSIFICATION_SCHEMA
 from braintum.conversion.files.orientation import ORIENTATIONS_ENTRY
 from braintum.inference.models.volume_orientation import OrientedPlansManager
 
+FINGERPRINT_FILE = "dataset_fingerprint.json"
 ALLOWED_CLASSES_VARIABLE = "braintum_allowed_classes"
 """Environment variable: dotted paths, separated by commas, of further classes that a model's plans may name."""
 

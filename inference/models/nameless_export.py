@@ -21,10 +21,14 @@ from braintum.conversion.format.calibration import CALIBRATION_KEY
 from braintum.conversion.format.cases import CASES_FILE, read_cases
 from braintum.conversion.format.splits import SPLITS_FILE
 from braintum.inference.models.checkpoints import load_checkpoint_safely
-from braintum.inference.models.model_files import checked_configuration, read_dataset_json, read_plans
+from braintum.inference.models.model_files import (
+    FINGERPRINT_FILE,
+    checked_configuration,
+    read_dataset_json,
+    read_plans,
+)
 from braintum.inference.models.segmentation_predictor import available_folds
 from braintum.inference.models.trained_with import check_trained_with
-from braintum.inference.prediction.known_input import FINGERPRINT_FILE
 
 _SUMMARY = "validation/summary.json"
 _DATASET = (

@@ -69,8 +69,9 @@ class ClassRecorder:
 
     @contextmanager
     def _features_noted(self, patch: torch.Tensor) -> Iterator[None]:
-        is_compiled = isinstance(self._network, OptimizedModule)
-        encoder = getattr(self._network._orig_mod if is_compiled else self._network, "encoder", None)
+        network: Any = self._network
+        is_compiled = isinstance(network, OptimizedModule)
+        encoder = getattr(network._orig_mod if is_compiled else network, "encoder", None)
         if not self._describe_passes or encoder is None:
             yield
         elif is_compiled:  # whose graphs know no hooks; only the first pass, which is not mirrored, counts
@@ -157,7 +158,7 @@ def _means(stages: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _coarse(probability: torch.Tensor) -> torch.Tensor:
     """(B, 1, [Z,] Y, X) averaged to at most :data:`COARSE_EDGE` voxels an axis."""
-    pool = nn.functional.adaptive_avg_pool2d if probability.ndim == 4 else nn.functional.adaptive_avg_pool3d
+    pool: Any = nn.functional.adaptive_avg_pool2d if probability.ndim == 4 else nn.functional.adaptive_avg_pool3d
     return pool(probability, [min(COARSE_EDGE, edge) for edge in probability.shape[2:]])
 
 

@@ -13,8 +13,8 @@ from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask
 
 from braintum.conversion.files.json_files import read_json_object
 from braintum.conversion.files.volumes import VolumeError
+from braintum.inference.models.model_files import FINGERPRINT_FILE
 
-FINGERPRINT_FILE = "dataset_fingerprint.json"
 LOWEST_MRI = -100
 """Magnitude images of MRI have no negative values; Hounsfield units of air are -1000."""
 _FACTOR = 2.0

@@ -140,7 +140,7 @@ class CaseInProgress:
         probabilities = self._probabilities(self._class_logits)
         weights = self._table(self._tumour_weights).cpu().numpy()
         by_region = {name: self._probabilities(logits) for name, logits in self._region_logits.items()}
-        maps = self._table(self._coarse_maps) if self._coarse_maps else None
+        maps = self._table(self._coarse_maps).cpu() if self._coarse_maps else None
         features = self._table(self._features)[:, :, 0].mean(1).cpu().numpy() if self._features else None
         return [
             FoldEvidence(

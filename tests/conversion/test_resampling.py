@@ -234,7 +234,8 @@ def test_registration_finds_how_a_patient_moved(
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
     command = ["folder", str(tmp_path / "source"), *ARGUMENTS, "--resample-to", "T1ce", "--register"]
     assert main(command) == 0
-    assert len(found) == 2 and found[0] == found[1]  # once a case, not again when it is written; and the same
+    assert len(found) == 2  # once a case, not again when it is written
+    np.testing.assert_allclose(*found, rtol=1e-6)
     corners = points_of(fixed)[::19, ::49, ::43].reshape(-1, 3).tolist()
     truth, registered = transform_of(MOVE), transform_of(found[0])
     errors = [np.subtract(truth.TransformPoint(p), registered.TransformPoint(p)) for p in corners]

@@ -270,7 +270,8 @@ def test_preprocessing_faults_name_file_and_remedy(data: Any, message: str, monk
             return data, None, {}
 
     configuration = SimpleNamespace(preprocessor_class=Preprocessor, configuration={})
-    model = SimpleNamespace(configuration_manager=configuration, plans_manager=None, dataset_json={}, num_channels=1)
+    description = {"plans_manager": None, "dataset_json": {}, "num_channels": 1, "resampling": None}
+    model = SimpleNamespace(configuration_manager=configuration, **description)
     with pytest.raises(ValueError, match=message):
         preprocess_case(["x_0000.nii.gz"], model)  # type: ignore[arg-type]
 

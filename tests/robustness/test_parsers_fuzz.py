@@ -31,6 +31,7 @@ from braintum.conversion.format.calibration import Calibration
 from braintum.conversion.format.cases import SPLITS, Case, ClassSchema, read_cases, write_cases
 from braintum.conversion.format.class_names import canonical_name, known_name
 from braintum.conversion.format.label_names import named_labels, whole_tumour
+from braintum.conversion.format.pairs import named_pairs
 from braintum.conversion.sources import brats, brisc, folder
 from braintum.evaluation.results.predictions import read_class_results
 from braintum.inference.models.model_files import checked_configuration, read_plans
@@ -357,7 +358,7 @@ def test_whole_image_files_pass(images: dict[str, bytes], tmp_path: Path) -> Non
 @fuzz
 @given(lines=st.lists(st.text(max_size=12), max_size=3))
 def test_options_of_folders(lines: list[str]) -> None:
-    for parse in (lambda: folder._pairs(lines, "--channel", "a=b"), lambda: folder._label_values(lines)):
+    for parse in (lambda: named_pairs(lines, "--channel", "a=b"), lambda: folder._label_values(lines)):
         try:
             parsed = parse()
         except ValueError as error:

@@ -167,5 +167,5 @@ def test_prediction_waits_at_both_ends_of_a_case_alone(
         assert [case.logits.shape for case in predicted] == [(2, *volume[1:])] * 2
         assert all(len(case.evidence) == 2 for case in predicted)
         assert all(str(window_batches.__file__) in wait for wait in host.waits), host.waits
-        # an image; then its logits, class probabilities and tumour weights
-        assert [sum(f"copy to the {where}" in wait for wait in host.waits) for where in ("GPU", "host")] == [2, 6]
+        # an image; then its logits, class probabilities, tumour weights, small maps of the tumour and encoder features
+        assert [sum(f"copy to the {where}" in wait for wait in host.waits) for where in ("GPU", "host")] == [2, 10]

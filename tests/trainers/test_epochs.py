@@ -89,14 +89,14 @@ def test_cases_in_passes() -> None:
     np.random.seed(0)
     cases = [f"case_{number}" for number in range(10)]
     draw = CasesInPasses(cases, 4)
-    drawn = [draw() for _ in range(5)]
+    drawn = [draw().tolist() for _ in range(5)]
     assert Counter(sum(drawn, [])) == dict.fromkeys(cases, 2)
     assert all(len(set(batch)) == 4 for batch in drawn[:2])
 
     def from_batch(first: int) -> list[list[str]]:
         np.random.seed(3)
         draw.begin(first)
-        return [draw() for _ in range(4 - first)]
+        return [draw().tolist() for _ in range(4 - first)]
 
     assert from_batch(2) == from_batch(0)[2:]
 

@@ -24,14 +24,14 @@ class CasesInPasses:
         self.batch_size = batch_size
         self._left: list[str] = []
 
-    def __call__(self) -> list[str]:
+    def __call__(self) -> np.ndarray:
         """The cases of the next batch."""
         drawn: list[str] = []
         while len(drawn) < self.batch_size:
             if not self._left:
                 self._left = np.random.permutation(self.cases).tolist()
             drawn.append(self._left.pop())
-        return drawn
+        return np.array(drawn)  # as nnU-Net's
 
     def begin(self, batch: int) -> None:
         """Begin passes anew, at this batch of them; the same one under the same seed."""
