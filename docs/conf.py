@@ -30,12 +30,12 @@ nitpicky = True
 # what is documented elsewhere
 _FOREIGN = (
     "argparse batchgenerators batchgeneratorsv2 collections concurrent copy dynamic_network_architectures functools "
-    "matplotlib nnunetv2 numpy os pathlib PIL SimpleITK torch types"
+    "highdicom jinja2 matplotlib monai nnunetv2 numpy os pathlib PIL pydicom pynetdicom SimpleITK torch types zipfile"
 )
 nitpick_ignore_regex = [
     (r"py:.*", rf"({'|'.join(_FOREIGN.split())})\..*"),
     (r"py:class", r"braintum\..*\.(Item|Result|_\w+)|~?_\w+"),  # type variables and what is private
-    (r"py:class", r"ScalarImage"),  # torchio's, imported for type checkers alone
+    (r"py:class", r"ScalarImage|SeriesFiles|MaskFile"),  # imported for type checkers alone
 ]
 
 myst_heading_anchors = 3

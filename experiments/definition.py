@@ -111,7 +111,7 @@ class Definition:
 
     @staticmethod
     def from_content(content: dict[str, Any]) -> "Definition":
-        """From content that fits :data:`SCHEMA`; without a name, it gets one from what it holds."""
+        """From content that fits ``SCHEMA``; without a name, it gets one from what it holds."""
         made = Definition(**{**content, "slurm": Slurm(**content.get("slurm", {}))})
         if made.name:
             return made

@@ -49,7 +49,7 @@ def write_objects(
         dataset_json: of the model.
         model: that predicted.
         others: SOPInstanceUID of the images of further channels.
-        kinds: of :data:`KINDS`.
+        kinds: of :data:`braintum.inference.dicom.kinds.KINDS`.
         labelmap: a Label Map Segmentation in place of a binary one.
         pseudonyms: to go by in place of the patient's and study's identity; None for these themselves.
 

@@ -22,7 +22,7 @@ class ObjectOptions:
     """What to write.
 
     Attributes:
-        kinds: of :data:`braintum.inference.dicom.objects.KINDS`.
+        kinds: of :data:`braintum.inference.dicom.kinds.KINDS`.
         labelmap: a Label Map Segmentation in place of a binary one.
         pseudonyms: in place of the patient's and study's identity.
     """

@@ -130,8 +130,8 @@ def time_points(
         dates: case → its date; cases without one are left out.
 
     Returns:
-        One a patient and date, with :data:`TIME_POINT_COLUMNS`. Volumes are in ml; of slices it is their summed area,
-        whose change says nothing, as they need not be the same slices. ``change_percent`` is of the earlier volume;
+        One a patient and date, with the columns of ``time_points.csv``. Volumes are in ml; of slices it is their summed
+        area, whose change says nothing, as they need not be the same slices. ``change_percent`` is of the earlier one;
         what is not known is None.
     """
     results = list(results)
