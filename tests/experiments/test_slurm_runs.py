@@ -100,10 +100,11 @@ def test_cancel(tmp_path: Path, run: Run) -> None:
 
 
 @pytest.mark.thorough
+@pytest.mark.skipif(os.environ.get("BRAINTUM_SLURM_LIMIT") != "1", reason="takes five minutes: BRAINTUM_SLURM_LIMIT=1")
 def test_time_limit(tmp_path: Path, run: Run) -> None:
     """As SLURM does it by itself: it warns up to a minute early, and waits for two and a half before the next turn."""
     experiment = make_experiment(
-        tmp_path / "run", {"a": "plain"}, epochs=60, seconds=1, time=2, mem="100M", cpus=1, stop_seconds=30
+        tmp_path / "run", {"a": "plain"}, epochs=60, seconds=2, time=2, mem="100M", cpus=1, stop_seconds=30
     )
     braintum_run(run, "retry", str(experiment.folder), "--on", "slurm")
     wait_until(ended(experiment, "a"), 900)
