@@ -51,19 +51,20 @@ class PretrainedClassifierTrainer(StartsFromPretrained, ClassifierTrainer):
 class FrozenFeaturesTrainer(PretrainedClassifierTrainer):
     """Base of those whose features are never trained: each image passes through them once in a training.
 
-    Only where the network sees an image in the same way each time: without augmentation, and in patches that hold it
-    whole. Otherwise the features are computed in each step.
+    Only where the network sees an image in the same way each time: without augmentation, and where patches have the
+    size of the images, as by the paper's plans. Otherwise the features are computed in each step.
     """
 
     features: "FeatureMemory | None" = None
 
     def on_train_start(self) -> None:
         """As ever, after a decision on whether features are kept."""
+        self.oversample_foreground_percent = 0.0  # which moves a patch to the tumour, beyond the image's edge as well
         super().on_train_start()
         patch_size = self.configuration_manager.patch_size
         shapes = [self.shape_of(case) for cases in self.do_split() for case in cases]
-        whole = bool((np.array(shapes) <= (1, *patch_size)).all())
-        if whole and self.recipe.augmentation == Augmentation():
+        fits = bool((np.array(shapes) == (1, *patch_size)).all())  # nnU-Net pads smaller ones here or there
+        if fits and self.recipe.augmentation == Augmentation():
             self.features = FeatureMemory(self.bare_network.encoder)
             self.print_to_log_file(f"The features of {len(shapes)} images are computed once and kept in memory")
 

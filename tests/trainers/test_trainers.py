@@ -363,12 +363,12 @@ def test_stopped_training_is_validated_and_its_models_predict(
 def test_overfits_eight_cases(folders: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     data = write_preprocessed(folders.preprocessed, "2d", classes=name not in SEGMENTATION_ONLY)
     trainer = data.trainer(name, fold="all")
-    lr, iterations, batch_size = (1e-3, 25, 8) if name in TORCHVISION else (3e-3, 100, 2)
+    lr, iterations, batch_size = (1e-3, 40, 8) if name in TORCHVISION else (3e-3, 100, 2)
     if name == "nnUNetTrainerClassifierFTCNN":  # on frozen random features, which hardly differ between images
         lr, iterations = 3e-4, 80
     decay = CosineDecay(cycles=2) if name == TWO_STAGE else PolynomialDecay(exponent=0)
     body = replace(trainer.recipe.body, lr=lr, warmup=0.0)
-    monkeypatch.setattr(type(trainer), "recipe", replace(trainer.recipe, body=body, decay=decay))
+    monkeypatch.setattr(type(trainer), "recipe", replace(trainer.recipe, body=body, decay=decay, balances_classes=True))
     trainer.initial_lr = lr
     trainer.num_epochs = 2
     trainer.initialize()
