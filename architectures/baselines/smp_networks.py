@@ -10,7 +10,7 @@ They start from random weights. Batch normalisation is as in the papers, save th
 by itself: a batch of one can be trained on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -64,104 +64,74 @@ class _OnBackbone(BaselineNetwork):
     """A decoder on a backbone.
 
     Args:
-        backbone: made for the image's channels.
-        decoder: made for the backbone's.
-        width: channels that the decoder ends with.
+        input_channels: channels of the image.
         num_classes: segmentation heads.
+        conv_op: ``nn.Conv2d``.
+        backbone: of timm, with four feature maps from a quarter of the resolution on; None for the network's own.
+        width: channels that the decoder ends with; None for the network's own.
         **plan: see :class:`~braintum.architectures.baselines.baseline.BaselineNetwork`.
+
+    Raises:
+        NotImplementedError: for a 3-D plan.
     """
 
-    def __init__(self, backbone: _Backbone, decoder: nn.Module, width: int, num_classes: int, **plan: Any) -> None:
+    title: str
+    own_backbone: str
+    own_width: int
+    backbone_options: Mapping[str, Any] = {}
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        conv_op: Any,
+        backbone: str | None = None,
+        width: int | None = None,
+        **plan: Any,
+    ) -> None:
+        check_2d(conv_op, self.title)
+        width = width or self.own_width
+        encoder = _Backbone(backbone or self.own_backbone, input_channels, **self.backbone_options)
+        decoder = _Decoder(self.decoder_of([0, 0, *encoder.channels], width))
         output = nn.Conv2d(width, num_classes, 1)
-        super().__init__(backbone, _Decoder(decoder), output, backbone.channels, _DIVISOR, **plan)
+        super().__init__(encoder, decoder, output, encoder.channels, _DIVISOR, conv_op=conv_op, **plan)
         with_safe_batch_norm(self)
+
+    @staticmethod
+    def decoder_of(channels: list[int], width: int) -> nn.Module:
+        """The decoder for feature maps of so many channels."""
+        raise NotImplementedError
 
 
 class DeepLabV3Plus(_OnBackbone):
-    """See the module.
+    """See the module, and for its arguments the base class."""
 
-    Args:
-        input_channels: channels of the image.
-        num_classes: segmentation heads.
-        conv_op: ``nn.Conv2d``.
-        backbone: a ResNet of timm.
-        width: channels of the decoder.
-        **plan: see :class:`~braintum.architectures.baselines.baseline.BaselineNetwork`.
+    title, own_backbone, own_width = "DeepLabV3+", "resnet50", 256
+    backbone_options = {"output_stride": 16, "out_indices": (1, 2, 3, 4)}
 
-    Raises:
-        NotImplementedError: for a 3-D plan.
-    """
-
-    def __init__(
-        self,
-        input_channels: int,
-        num_classes: int,
-        conv_op: Any,
-        backbone: str = "resnet50",
-        width: int = 256,
-        **plan: Any,
-    ) -> None:
-        check_2d(conv_op, "DeepLabV3+")
-        encoder = _Backbone(backbone, input_channels, output_stride=16, out_indices=(1, 2, 3, 4))
-        decoder = DeepLabV3PlusDecoder([0, 0, *encoder.channels], _DEPTH, width, (12, 24, 36), 16, True, 0.5)
-        super().__init__(encoder, decoder, width, num_classes, conv_op=conv_op, **plan)
+    @staticmethod
+    def decoder_of(channels: list[int], width: int) -> nn.Module:
+        """With an output stride of 16."""
+        return DeepLabV3PlusDecoder(channels, _DEPTH, width, (12, 24, 36), 16, True, 0.5)
 
 
 class UPerNet(_OnBackbone):
-    """See the module.
+    """See the module, and for its arguments the base class."""
 
-    Args:
-        input_channels: channels of the image.
-        num_classes: segmentation heads.
-        conv_op: ``nn.Conv2d``.
-        backbone: of timm, with four feature maps from a quarter of the resolution on.
-        width: channels of the decoder.
-        **plan: see :class:`~braintum.architectures.baselines.baseline.BaselineNetwork`.
+    title, own_backbone, own_width = "UPerNet", "convnext_tiny", 512
 
-    Raises:
-        NotImplementedError: for a 3-D plan.
-    """
-
-    def __init__(
-        self,
-        input_channels: int,
-        num_classes: int,
-        conv_op: Any,
-        backbone: str = "convnext_tiny",
-        width: int = 512,
-        **plan: Any,
-    ) -> None:
-        check_2d(conv_op, "UPerNet")
-        encoder = _Backbone(backbone, input_channels)
-        decoder = UPerNetDecoder([0, 0, *encoder.channels], _DEPTH, width)
-        super().__init__(encoder, decoder, width, num_classes, conv_op=conv_op, **plan)
+    @staticmethod
+    def decoder_of(channels: list[int], width: int) -> nn.Module:
+        """Without the auxiliary head."""
+        return UPerNetDecoder(channels, _DEPTH, width)
 
 
 class SegFormer(_OnBackbone):
-    """See the module.
+    """See the module, and for its arguments the base class."""
 
-    Args:
-        input_channels: channels of the image.
-        num_classes: segmentation heads.
-        conv_op: ``nn.Conv2d``.
-        backbone: of timm, with four feature maps from a quarter of the resolution on.
-        width: channels of the decoder.
-        **plan: see :class:`~braintum.architectures.baselines.baseline.BaselineNetwork`.
+    title, own_backbone, own_width = "SegFormer", "pvt_v2_b2", 768
 
-    Raises:
-        NotImplementedError: for a 3-D plan.
-    """
-
-    def __init__(
-        self,
-        input_channels: int,
-        num_classes: int,
-        conv_op: Any,
-        backbone: str = "pvt_v2_b2",
-        width: int = 768,
-        **plan: Any,
-    ) -> None:
-        check_2d(conv_op, "SegFormer")
-        encoder = _Backbone(backbone, input_channels)
-        decoder = SegformerDecoder([0, 0, *encoder.channels], _DEPTH, width)
-        super().__init__(encoder, decoder, width, num_classes, conv_op=conv_op, **plan)
+    @staticmethod
+    def decoder_of(channels: list[int], width: int) -> nn.Module:
+        """The paper's."""
+        return SegformerDecoder(channels, _DEPTH, width)

@@ -91,13 +91,20 @@ def unused_images(
     Returns:
         A sentence each, or each folder of DICOM files: path, fault and remedy.
     """
+    return [f"{path}: {fault}" for path, fault in unused_paths(folder, used, problems, not_needed).items()]
+
+
+def unused_paths(
+    folder: Path, used: Iterable[Path], problems: Sequence[str] = (), not_needed: Sequence[str] = ()
+) -> dict[Path, str]:
+    """As :func:`unused_images`; returns path -> fault and remedy, sorted by path."""
+    patterns = [pattern.lower() for pattern in not_needed]
     known = {_real(path) for path in used}
     known |= {_real(problem.partition(": ")[0]) for problem in problems} - {_real(folder)}
     dicom: Counter[Path] = Counter()
     faults: dict[Path, str] = {}
     for path in walk(folder, hidden=True):
         real, name = _real(path), path.relative_to(folder).as_posix().lower()
-        patterns = [pattern.lower() for pattern in not_needed]
         if not known.isdisjoint((real, *real.parents)):
             continue
         if any(fnmatchcase(text, pattern) for text in (name, path.name.lower()) for pattern in patterns):
@@ -115,7 +122,7 @@ def unused_images(
         faults[parent] = (
             f"{number} DICOM file(s) that were not used; rename or move them, or name them with --not-needed"
         )
-    return [f"{path}: {faults[path]}" for path in sorted(faults)]
+    return dict(sorted(faults.items()))
 
 
 def unused_note(unused: Sequence[str], where: str = "left_out.json") -> list[str]:

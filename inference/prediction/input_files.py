@@ -10,7 +10,7 @@ from pathlib import Path
 
 from braintum.conversion.building.raw_dataset import LEFT_OUT_FILE
 from braintum.conversion.files.atomic import write_json_atomic
-from braintum.conversion.files.folders import unused_images
+from braintum.conversion.files.folders import unused_paths
 from braintum.conversion.files.json_files import read_json, read_json_object
 
 __all__ = [
@@ -122,14 +122,13 @@ def unused_input(folder: Path, used: Iterable[Path], output: Path, not_needed: S
         folder: of the input.
         used: files of the cases, and files that are known to be wrong.
         output: may lie in it.
-        not_needed: patterns, see :func:`braintum.conversion.files.folders.unused_images`.
+        not_needed: patterns, see :func:`braintum.conversion.files.folders.unused_paths`.
 
     Returns:
         Path within the folder → what to do.
     """
-    sentences = unused_images(folder, [*used, output], not_needed=not_needed)
-    paths = (Path(sentence.partition(": ")[0]) for sentence in sentences)
-    return dict(zip((path.relative_to(folder).as_posix() for path in paths), sentences, strict=True))
+    unused = unused_paths(folder, [*used, output], not_needed=not_needed)
+    return {path.relative_to(folder).as_posix(): f"{path}: {fault}" for path, fault in unused.items()}
 
 
 def write_left_out(file: Path, failed: Mapping[str, str], source: Path, others: Iterable[str] | None = ()) -> None:
