@@ -18,13 +18,17 @@ for head h, query i and mask m:
 The feed-forward network that follows is in :mod:`braintum.architectures.blocks.bt_block`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+_MANY_TOKENS = 1024
+"""From so many on memory counts for more than time: most is computed again in the backward pass, and kept by none."""
 
 
 class AdaptiveMaskedAttention(nn.Module):
@@ -78,14 +82,32 @@ class AdaptiveMaskedAttention(nn.Module):
         Returns:
             (B, [Z,] Y, X, features).
         """
-        masks = self.masks(tokens, low_level)
+        at_once = prod(tokens.shape[1:-1]) < _MANY_TOKENS or not torch.is_grad_enabled()
+        masks = self.masks(tokens, low_level) if at_once else _recomputed(self.masks, tokens, low_level)
         shape = (*tokens.shape[:-1], 3, self.num_heads, tokens.shape[-1] // self.num_heads)
         queries, keys, values = self.queries_keys_values(tokens).reshape(shape).unbind(-3)  # (B, *grid, heads, d)
+        share = self.local_share(tokens)
+        if at_once:
+            return self.project(self.attend(queries, keys, values, masks, share).flatten(-2))
+        # one head at a time: windows and chosen tokens are copies, for all heads more than dense attention takes
+        parts = (queries, keys, values, masks.unsqueeze(-1), share)
+        of_heads = zip(*(part.split(1, -2) for part in parts), strict=True)
+        attended = [_recomputed(self.attend, q, k, v, mask.squeeze(-1), local) for q, k, v, mask, local in of_heads]
+        return self.project(torch.cat(attended, -2).flatten(-2))
+
+    def attend(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        masks: torch.Tensor,
+        local_share: torch.Tensor,
+    ) -> torch.Tensor:
+        """Both branches and their mixture, of any of the heads: (B, [Z,] Y, X, heads, d), ``masks`` without d."""
         values = values * masks.unsqueeze(-1).to(values.dtype)
         nearby = self.local_attention(queries, keys, values)
         anywhere = self.global_attention(queries, keys, values, masks)
-        share = self.local_share(tokens).to(nearby.dtype)
-        return self.project(torch.lerp(anywhere, nearby, share.expand_as(nearby)).flatten(-2))
+        return torch.lerp(anywhere, nearby, local_share.to(nearby.dtype).expand_as(nearby))
 
     def local_share(self, tokens: torch.Tensor) -> torch.Tensor:
         """The local branch's share (B, [1,] 1, 1, heads, 1) for tokens (B, [Z,] Y, X, features)."""
@@ -137,6 +159,11 @@ class AdaptiveMaskedAttention(nn.Module):
             keys, values = keys.gather(2, chosen), values.gather(2, chosen)  # (B, heads, k, d)
         attended = functional.scaled_dot_product_attention(queries, keys, values)  # (B, heads, N, d)
         return attended.transpose(1, 2).reshape(*masks.shape, -1)
+
+
+def _recomputed(function: Callable[..., torch.Tensor], *arguments: torch.Tensor) -> torch.Tensor:
+    """A function's result, whose backward pass computes it again instead of keeping what is within."""
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def _pad(x: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:

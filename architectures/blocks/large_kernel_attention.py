@@ -14,6 +14,8 @@ import torch
 from dynamic_network_architectures.building_blocks.helper import maybe_convert_scalar_to_list
 from torch import nn
 
+from braintum.architectures.blocks.depthwise import replace_depthwise
+
 
 class LargeKernelAttention(nn.Module):
     """Gates every element of the input by what surrounds it.
@@ -56,6 +58,7 @@ class LargeKernelAttention(nn.Module):
             nn.Identity() if norm_op is None else norm_op(channels, **(norm_op_kwargs or {})),
             nn.Sigmoid(),
         )
+        replace_depthwise(self.attention)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, [Z,] Y, X) to the same shape."""
