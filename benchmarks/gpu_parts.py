@@ -1,17 +1,16 @@
 """Parts of gpu_check.sh that no other script measures; each prints its figures and writes them with -o.
 
-python benchmarks/gpu_parts.py correctness|steps|graphs|folds [-device cuda] [-patch 512 512] [-batch 12] [-n 50] [-o JSON]
-python benchmarks/gpu_parts.py slices [-n 2000] -o FOLDER
-python benchmarks/gpu_parts.py table RESULTS
+    python benchmarks/gpu_parts.py correctness|steps|graphs|folds [-device cuda] [-patch 512 512] [-n 50] [-o JSON]
+    python benchmarks/gpu_parts.py slices [-n 2000] -o FOLDER
+    python benchmarks/gpu_parts.py table RESULTS
 
-correctness  masks and classes of the ready model on the device, plain, under autocast and compiled, against the CPU
-steps        a training step of nnUNetTrainerMultiTask against nnUNetTrainer, compiled where the device is a GPU:
-             they take turns; and the memory of each
-graphs       the network alone, eager, compiled, and compiled with CUDA graphs (mode="reduce-overhead"), which a CPU
-             has not: there the mode says only that it starts
-folds        five networks one after the other and as one batch (torch.func.vmap): time, memory, largest difference
-slices       the three slices of the documentation as so many cases of the ready model
-table        every JSON and CSV of a folder of results
+``correctness``: masks and classes of the ready model on the device, plain, under autocast and compiled, against the CPU
+(on a CPU the compiler captures the network and generates no code, which would take minutes). ``steps``: a training step
+of nnUNetTrainerMultiTask against nnUNetTrainer, compiled where the device is a GPU; they take turns; and the memory of
+each. ``graphs``: the network alone, eager, compiled, and on a GPU compiled with CUDA graphs (mode="reduce-overhead").
+``folds``: five networks one after the other and as one batch (torch.func.vmap): time, memory, largest difference.
+``slices``: the three slices of the documentation as so many cases of the ready model. ``table``: every JSON and CSV of
+a folder of results.
 """
 
 import argparse
@@ -85,11 +84,12 @@ def correctness(args: argparse.Namespace, device: Any) -> list[dict[str, Any]]:
     with torch.inference_mode():
         expected = network(images, with_classes=True)
     moved = copy.deepcopy(network).to(device)
+    compiled = torch.compile(moved, backend="inductor" if device.type == "cuda" else "aot_eager")
     ways = {
         "float32": (moved, nullcontext()),
         "autocast": (moved, torch.autocast(device.type)),
-        "compiled": (torch.compile(moved), nullcontext()),
-        "compiled, autocast": (torch.compile(moved), torch.autocast(device.type)),
+        "compiled": (compiled, nullcontext()),
+        "compiled, autocast": (compiled, torch.autocast(device.type)),
     }
     rows = []
     for way, (callable_network, context) in ways.items():
@@ -133,11 +133,9 @@ def graphs(args: argparse.Namespace, device: Any) -> list[dict[str, Any]]:
     for batch in dict.fromkeys((1, args.batch)):
         image = torch.randn(batch, args.channels, *args.patch, device=device)
         torch.compiler.reset()
-        ways = {
-            "eager": network,
-            "compiled": torch.compile(network),
-            "CUDA graphs": torch.compile(network, mode="reduce-overhead"),
-        }
+        ways = {"eager": network, "compiled": torch.compile(network)}
+        if device.type == "cuda":
+            ways["CUDA graphs"] = torch.compile(network, mode="reduce-overhead")
         calls = {f"{way}, batch {batch}": _call(function, image) for way, function in ways.items()}
         rows += _timed(calls, args.n, device)
     return rows
