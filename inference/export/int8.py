@@ -8,8 +8,10 @@ Neural Networks for Efficient Integer-Arithmetic-Only Inference <https://arxiv.o
 """
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from braintum.conversion.files.atomic import atomic_path
 from braintum.conversion.format.cases import find_cases_file, read_cases
 from braintum.conversion.format.splits import SPLITS_FILE, read_splits
 from braintum.inference.export.onnx_export import copy_descriptions, export_model
-from braintum.inference.export.onnx_model import INPUT, METADATA_KEY, OnnxDescription, onnx_name
+from braintum.inference.export.onnx_model import INPUT, METADATA_KEY, OnnxDescription
 from braintum.inference.export.onnx_predictor import OnnxJointPredictor, OnnxSegmentationPredictor
 from braintum.inference.prediction.case_streams import predict_stream
 from braintum.inference.prediction.class_evidence import aggregate
@@ -80,37 +82,21 @@ def export_int8(
         FileNotFoundError: the preprocessed data set is not there.
         ValueError: no such fold in its splits, or more is lost.
     """
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-
+    target = Path(target)
+    if target.resolve() == Path(model_folder).resolve():
+        raise ValueError(f"{target} is the model's own folder, whose exports are in float32; name another with -o")
     with tempfile.TemporaryDirectory() as temporary:
         exact, int8 = Path(temporary, "float32"), Path(temporary, "int8")
         exported = export_model(model_folder, folds, checkpoint, tolerance, exact, trust_checkpoint)
         copy_descriptions(exact, int8)
         written = []
         for fold in exported:
-            data = _Cases.of(_load(exact, fold.fold, checkpoint), fold.fold, num_cases)
-            file = int8 / f"fold_{fold.fold}" / onnx_name(checkpoint)
+            predictor = _load(exact, fold.fold, checkpoint)
+            data = _Cases.of(predictor, fold.fold, num_cases)
+            file = int8 / fold.file.relative_to(exact)
             file.parent.mkdir()
-            root = logging.getLogger()
-            level = root.level
-            root.setLevel(logging.ERROR)  # it advises on a preprocessing that the exporter has done
-            try:
-                quantize_static(
-                    str(fold.file),
-                    str(file),
-                    _Windows(data),
-                    quant_format=QuantFormat.QDQ,
-                    op_types_to_quantize=_QUANTISED,
-                    per_channel=True,
-                    activation_type=QuantType.QUInt8,
-                    weight_type=QuantType.QInt8,
-                    nodes_to_exclude=_kept(fold.file),
-                )
-            finally:
-                root.setLevel(level)
-            _describe(file)
-            networks = [_load(folder, fold.fold, checkpoint) for folder in (exact, int8)]
-            dice, accuracy, agreement = data.compare(networks)
+            _quantise(fold.file, file, data)
+            dice, accuracy, agreement = data.compare([predictor, _load(int8, fold.fold, checkpoint)])
             for name, (before, after) in {"Dice": dice, "accuracy": accuracy}.items():
                 if before - after > most_lost:
                     raise ValueError(
@@ -118,22 +104,46 @@ def export_int8(
                         f"cases falls from {before:.4f} to {after:.4f}, by more than {most_lost:g}; export in float32, "
                         "calibrate with more cases (--int8), or allow more with --most-lost"
                     )
-            where = Path(target) / file.relative_to(int8)
+            where = target / file.relative_to(int8)
             written.append(Int8Fold(fold.fold, where, len(data.held_out), dice, accuracy, agreement))
-        copy_descriptions(int8, Path(target))
-        for fold_written in written:
-            fold_written.file.parent.mkdir(exist_ok=True)
-            with atomic_path(fold_written.file) as partial:
-                partial.write_bytes((int8 / fold_written.file.relative_to(target)).read_bytes())
+        copy_descriptions(int8, target)
+        for done in written:
+            done.file.parent.mkdir(exist_ok=True)
+            with atomic_path(done.file) as partial:
+                shutil.copyfile(int8 / done.file.relative_to(target), partial)
     return written
 
 
+def _quantise(source: Path, file: Path, data: "_Cases") -> None:
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # onnxruntime advises on a preprocessing that the exporter has done
+    try:
+        quantize_static(
+            str(source),
+            str(file),
+            _Windows(data),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=_QUANTISED,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=_kept(source),
+        )
+    finally:
+        logger.setLevel(level)
+    _describe(file)
+
+
 def _load(folder: Path, fold: int | str, checkpoint: str) -> Any:
-    predictor: Any = OnnxSegmentationPredictor(
-        device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False
-    )
-    predictor.initialize_from_trained_model_folder(str(folder), [fold], checkpoint)
-    return OnnxJointPredictor.of(predictor) if predictor.predicts_classes else predictor
+    with redirect_stdout(None):  # nnU-Net prints of a CPU that it is not CUDA
+        predictor: Any = OnnxSegmentationPredictor(
+            device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False
+        )
+        predictor.initialize_from_trained_model_folder(str(folder), [fold], checkpoint)
+        return OnnxJointPredictor.of(predictor) if predictor.predicts_classes else predictor
 
 
 def _kept(file: Path) -> list[str]:

@@ -313,6 +313,8 @@ def test_int8_that_costs_too_much_is_not_written(
     assert not (tmp_path / "int8").exists()
     with pytest.raises(ValueError, match="name another model folder with -o"):
         export_cli.export(["-m", str(trained / "model"), "--int8"])
+    with pytest.raises(ValueError, match="is the model's own folder"):
+        export_cli.export([*int8_command, "-o", str(tmp_path / "model")])
     with pytest.raises(ValueError, match="--int8 needs a case at least, got 0"):
         export_cli.export([*int8_command, "--int8", "0"])
 
