@@ -1,63 +1,95 @@
 #!/usr/bin/env bash
 # What only a GPU can answer: correctness first, then times against stock nnU-Net on the same machine.
 #
-#     benchmarks/gpu_check.sh [DEVICE] [WORK_FOLDER] [PART …]      DEVICE: cuda (default) or cpu, to try the script itself
+#     benchmarks/gpu_check.sh [DEVICE] [--dry] [WORK_FOLDER] [PART …]
 #
-# Parts, in this order; default: all. The first makes the data and the model that the others use.
-#     demo          the whole job with torch.compile and autocast; stock against joint prediction on the same checkpoint
-#     augmentation  tests of the augmentation on the device, then samples a second against stock nnU-Net with 4 workers
-#     iteration     time of an iteration against stock nnU-Net, with and without torch.compile
-#     prediction    braintum_predict, in bulk and exact, against nnUNetv2_predict, 2-D and 3-D
-#     networks      cost of every network; memory of the planner's presets; attention and depthwise convolutions
+# DEVICE is cuda (default) or cpu. --dry takes tiny sizes: it shows that every part starts, measures and reports.
+# A part takes 4 minutes at most. Its figures are in WORK_FOLDER/PART/ (JSON or CSV, and its log) once it is through:
+# then it is skipped, so the same command goes on where it was interrupted. Remove the folder to repeat the part. At the
+# end all figures are printed. Parts, in this order; default: all.
+#     correctness                       the ready model's masks and classes, plain, under autocast, compiled, against the CPU
+#     steps_2d, steps_3d                training step and memory of nnUNetTrainerMultiTask against nnUNetTrainer
+#     augmentation_2d, augmentation_3d  device against host, then samples a second and step times with either, and stock
+#     prediction_2d, prediction_3d      braintum_predict, in bulk and exact, against nnUNetv2_predict
+#     graphs_2d, graphs_3d              the network alone: eager, compiled, with CUDA graphs
+#     folds_2d, folds_3d                five folds one after the other, and as one batch
+#     memory                            memory of the planner's presets against what they plan
+#     networks                          cost of every network
+#     blocks                            masked attention and depthwise convolutions
 #
 # Run it in an environment where braintum with its test extra and nnU-Net are installed.
-set -euo pipefail
-device=${1:-cuda}
-work=${2:-$(mktemp -d)}
-parts=("${@:3}")
-[ ${#parts[@]} -gt 0 ] || parts=(demo augmentation iteration prediction networks)
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-export nnUNet_raw=$work/demo/nnUNet_raw nnUNet_preprocessed=$work/demo/nnUNet_preprocessed
-export nnUNet_results=$work/demo/nnUNet_results
-model=$nnUNet_results/Dataset999_Demo/nnUNetTrainerMultiTask__BrainTumLightPlans__2d
-
-demo() {
-    braintum_demo --device "$device" --out "$work/demo" --epochs 5 --iterations 50 --spacing 0.98
-    nnUNetv2_predict -i "$work/demo/held_out/images" -o "$work/stock" -d 999 -c 2d -f 0 -p BrainTumLightPlans \
-        -tr nnUNetTrainerMultiTask -device "$device" --disable_progress_bar
-    # under autocast: the share is the answer
-    python "$here/prediction/compare_masks.py" "$work/stock" "$work/demo/predictions" || true
-}
-
-augmentation() {
-    python -m pytest -q "$here/../tests/trainers/augmentation" "$here/../tests/trainers/test_device_batches.py"
-    python "$here/networks/augmentation_speed.py" -device "$device"
-}
-
-iteration() {
-    nnUNetv2_plan_and_preprocess -d 999 -pl BrainTumPlanner -c 2d -npfp 2 -np 2 --no_pbar
-    for plans in BrainTumLightPlans BrainTumPlans; do
-        for compile in true false; do
-            echo "torch.compile: $compile"
-            nnUNet_compile=$compile python "$here/networks/iteration_time.py" -d 999 -p "$plans" -device "$device" -n 50 -warmup 10
-        done
-    done
-}
-
-prediction() {
-    python "$here/prediction/against_peers.py" -m "$model" -i "$work/demo/held_out/images" -device "$device"
-    python "$here/prediction/against_peers.py" --untrained-3d -n 1 -device "$device"
-}
-
-networks() {
-    python "$here/networks/network_cost.py" -patch 256 256 -batch 12 -device "$device" -n 10
-    python "$here/networks/network_cost.py" -patch 256 256 -batch 12 -device "$device" -n 10 --compile
-    python "$here/networks/memory_calibration.py" check -device "$device"
-    python "$here/networks/attention_growth.py" -device "$device"
-    python "$here/networks/depthwise_convolutions.py" -device "$device"
-}
-
+set -uo pipefail
+PARTS=(correctness steps_2d steps_3d augmentation_2d augmentation_3d prediction_2d prediction_3d graphs_2d graphs_3d
+    folds_2d folds_3d memory networks blocks)
+LIMIT=240 # seconds
+device=cuda dry=
+case "${1:-}" in cuda | cpu) device=$1 && shift ;; esac
+case "${1:-}" in --dry) dry=1 && shift ;; esac
+work=${1:-$(mktemp -d)}
+parts=("${@:2}")
+[ ${#parts[@]} -gt 0 ] || parts=("${PARTS[@]}")
 for part in "${parts[@]}"; do
-    echo "=== $part"
-    "$part"
+    [[ " ${PARTS[*]} " == *" $part "* ]] || { echo "no part '$part'; there are: ${PARTS[*]}" >&2 && exit 2; }
 done
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+model=$here/../inference/ready/models/figshare-tumour-types
+
+if [ -n "$dry" ]; then
+    flat="-patch 32 32 -batch 1 -n 2" deep="-patch 16 16 16 -batch 1 -channels 4 -n 2"
+    batches="--tiny -n 2 -warmup 1 -workers 1" slices=3 volume="-features 2" rounds=1 memory="-presets BRAINTUMNET"
+    networks="-patch 32 32 -batch 2 -n 1 -tr nnUNetTrainerMultiTask" attention="-repeats 1 -features 32"
+    depthwise="-batch 1 -n 1 -dimensions 2"
+else
+    flat="-patch 512 512 -batch 12 -n 50" deep="-patch 128 128 128 -batch 2 -channels 4 -n 50"
+    batches="-n 50 -workers 4" slices=300 volume="-features 32" rounds=1 memory=""
+    networks="-patch 256 256 -batch 12 -n 10" attention="" depthwise=""
+fi
+export here device model flat deep batches slices volume rounds memory networks attention depthwise
+
+correctness() { python "$here/gpu_parts.py" correctness -device $device -o "$out/figures.json"; }
+steps_2d() { python "$here/gpu_parts.py" steps -device $device $flat -o "$out/figures.json"; }
+steps_3d() { python "$here/gpu_parts.py" steps -device $device $deep -o "$out/figures.json"; }
+augmentation_2d() { python "$here/networks/augmentation_speed.py" -device $device -c 2d $batches -o "$out/figures.json"; }
+augmentation_3d() { python "$here/networks/augmentation_speed.py" -device $device -c 3d_fullres $batches -o "$out/figures.json"; }
+prediction_2d() {
+    python "$here/gpu_parts.py" slices -n $slices -o "$out/images" &&
+        python "$here/prediction/against_peers.py" -m "$model" -f all -i "$out/images" -device $device -n $rounds -o "$out/figures.json" &&
+        rm -r "$out/images"
+}
+prediction_3d() {
+    python "$here/prediction/against_peers.py" --untrained-3d $volume -device $device -n $rounds -o "$out/figures.json"
+}
+graphs_2d() { python "$here/gpu_parts.py" graphs -device $device $flat -o "$out/figures.json"; }
+graphs_3d() { python "$here/gpu_parts.py" graphs -device $device $deep -o "$out/figures.json"; }
+folds_2d() { python "$here/gpu_parts.py" folds -device $device $flat -o "$out/figures.json"; }
+folds_3d() { python "$here/gpu_parts.py" folds -device $device $deep -o "$out/figures.json"; }
+memory() { python "$here/networks/memory_calibration.py" check -device $device $memory -o "$out"; }
+networks() { python "$here/networks/network_cost.py" -device $device $networks -o "$out"; }
+blocks() {
+    python "$here/networks/attention_growth.py" -device $device $attention &&
+        python "$here/networks/depthwise_convolutions.py" -device $device $depthwise
+}
+export -f "${PARTS[@]}"
+
+failed=()
+mkdir -p "$work"
+for part in "${parts[@]}"; do
+    if [ -d "$work/$part" ]; then
+        echo "=== $part: done before"
+        continue
+    fi
+    echo "=== $part"
+    export out=$work/$part.partial
+    rm -rf "$out" && mkdir "$out"
+    start=$SECONDS
+    if timeout $LIMIT bash -c "set -o pipefail; $part 2>&1 | tee '$out/log.txt'"; then
+        mv "$out" "$work/$part"
+        echo "=== $part: $((SECONDS - start)) s"
+    else
+        failed+=("$part")
+        echo "=== $part: FAILED after $((SECONDS - start)) s; its log is $out/log.txt" >&2
+    fi
+done
+python "$here/gpu_parts.py" table "$work"
+echo "figures are in $work"
+[ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}" >&2 && exit 1; }

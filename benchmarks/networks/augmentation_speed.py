@@ -6,8 +6,8 @@ Needs no data: it writes preprocessed volumes of BraTS' size (four sequences, pa
 slices (patches of 512x512, batches of 12). First it checks that one batch, augmented on the device and on the host with
 the same parameters, is the same (tests/trainers/augmentation compares the host's with
 batchgeneratorsv2). Then it measures batches alone (delivered on the device, nothing done with them) and training
-iterations of nnUNetTrainerMultiTask, each with nnU-Net's workers and with ours. Exits with 1 where the check fails.
---tiny is for a look whether the script works.
+iterations of nnUNetTrainer, and of nnUNetTrainerMultiTask with nnU-Net's workers and with ours. Exits with 1 where the
+check fails. --tiny is for a look whether the script works.
 """
 
 import argparse
@@ -26,10 +26,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from tabulate import tabulate
 
 CLASS_NAMES = ("meningioma", "glioma", "no_tumor")
 DATASET = "Dataset008_Synthetic"
-WHERE = {"cpu": "nnU-Net's workers", "gpu": "on the device"}
+WHERE = {"stock": "nnUNetTrainer, nnU-Net's workers", "cpu": "ours, nnU-Net's workers", "gpu": "ours, on the device"}
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-c", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), help="default: all")
     parser.add_argument("-n", type=int, default=100, help="timed batches; default: %(default)s")
     parser.add_argument("-warmup", type=int, default=25, help="batches before; default: %(default)s")
+    parser.add_argument("-o", type=Path, metavar="JSON", help="also write the figures there")
     parser.add_argument("--tiny", action="store_true", help="small patches and networks")
     return parser
 
@@ -90,12 +92,18 @@ def main() -> int:
         os.environ["nnUNet_n_proc_DA"] = str(args.workers)  # noqa: SIM112  nnU-Net's own spelling
         where = torch.cuda.get_device_name(device) if args.device == "cuda" else "CPU"
         lines = [f"\n{where}, {args.workers} workers of {os.cpu_count()} cores, torch {torch.__version__}"]
+        rows: list[dict[str, Any]] = []
         for configuration in args.c:
             setting = (TINY if args.tiny else SETTINGS)[configuration]
             write_dataset(preprocessed, configuration, setting)
             if not is_correct(configuration, setting, device):
                 return 1
-            lines += measure_all(configuration, setting, device, args)
+            measured = measure_all(configuration, setting, device, args)
+            lines += [f"\n{configuration}, patch {setting.patch}, {setting.channels} channels, batch {setting.batch}"]
+            lines += [tabulate(measured, headers="keys", tablefmt="github", floatfmt=".2f")]
+            rows += [{"configuration": configuration, **row} for row in measured]
+    if args.o is not None:
+        args.o.write_text(json.dumps({"device": where, "workers": args.workers, "rows": rows}, indent=1) + "\n")
     print("\n".join(lines))  # after everything that nnU-Net prints
     return 0
 
@@ -202,9 +210,12 @@ def plans(configuration: str, setting: Setting) -> dict[str, Any]:
 
 
 def make_trainer(configuration: str, setting: Setting, device: torch.device, where: str) -> Any:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
     from braintum.trainers.multi_task import nnUNetTrainerMultiTask
 
-    os.environ["braintum_augmentation"] = where  # noqa: SIM112  spelled as nnU-Net spells its own
+    trainer_class = nnUNetTrainer if where == "stock" else nnUNetTrainerMultiTask
+    os.environ["braintum_augmentation"] = "cpu" if where == "stock" else where  # noqa: SIM112  spelled as nnU-Net's
     dataset_json = {
         "channel_names": {str(channel): f"sequence {channel}" for channel in range(setting.channels)},
         "labels": {"background": 0, "oedema": 1, "core": 2, "enhancing": 3},
@@ -212,7 +223,7 @@ def make_trainer(configuration: str, setting: Setting, device: torch.device, whe
         "file_ending": ".nii.gz",
         "classification": {"class_names": list(CLASS_NAMES), "negative_class": "no_tumor"},
     }
-    trainer = nnUNetTrainerMultiTask(plans(configuration, setting), configuration, 0, dataset_json, device)
+    trainer = trainer_class(plans(configuration, setting), configuration, 0, dataset_json, device)
     trainer.print_to_log_file = lambda *args, **kwargs: None
     trainer.initialize()
     trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
@@ -271,28 +282,26 @@ def _copied(value: Any) -> Any:
 # ---------------------------------------------------------------------- measurements
 
 
-def measure_all(configuration: str, setting: Setting, device: torch.device, args: argparse.Namespace) -> list[str]:
-    """The lines of a table."""
-    lines = [
-        f"\n{configuration}, patch {setting.patch}, {setting.channels} channels, batch {setting.batch}",
-        "| | batches alone, samples/s | training, samples/s | median step, ms | GPU busy |",
-        "|---|---|---|---|---|",
-    ]
-    rates: dict[str, tuple[float, float]] = {}
+def measure_all(
+    configuration: str, setting: Setting, device: torch.device, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """A row a way to train; ratios are of rates, to nnU-Net's."""
+    rows: list[dict[str, Any]] = []
     for where, name in WHERE.items():
         trainer = make_trainer(configuration, setting, device, where)
         training, validation = trainer.get_dataloaders()
         alone = rate(training, lambda batch: _on_device(batch, device), setting.batch, device, args)[0]
         with gpu_use(device) as samples:
             trained, step = rate(training, trainer.train_step, setting.batch, device, args, samples)
-        busy = f"{statistics.mean(samples):.0f} %" if samples else "not available"
-        lines.append(f"| {name} | {alone:.2f} | {trained:.2f} | {1000 * step:.1f} | {busy} |")
-        rates[where] = alone, trained
+        row = {"": name, "batches alone, samples/s": alone, "training, samples/s": trained}
+        rows.append(row)
+        row["ratio alone"], row["ratio training"] = (row[key] / rows[0][key] for key in list(row)[1:])
+        row["median step, ms"] = 1000 * step
+        row["GPU busy, %"] = statistics.mean(samples) if samples else "not available"
         for made in (training, validation):
             getattr(made, "batches", made)._finish()
         del trainer, training, validation
-    ratios = [ours / stock for ours, stock in zip(rates["gpu"], rates["cpu"], strict=True)]
-    return [*lines, f"| ratio | {ratios[0]:.2f} | {ratios[1]:.2f} | | |"]
+    return rows
 
 
 def _on_device(batch: dict, device: torch.device) -> None:

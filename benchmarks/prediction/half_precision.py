@@ -21,8 +21,8 @@ from unittest import mock
 
 import numpy as np
 import torch
+from against_peers import make_model
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
-from prediction_speed import make_model
 
 from braintum.inference.api import load_predictor
 from braintum.inference.prediction.case_streams import one_thread, predict_stream

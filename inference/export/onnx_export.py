@@ -133,7 +133,7 @@ def export_model(
         predictor, str(source), folds, checkpoint, trust_checkpoint
     )
     if target.resolve() != source.resolve():
-        _copy_descriptions(source, target)
+        copy_descriptions(source, target)
     exported = []
     for fold, weights in zip(predictor.folds, predictor.list_of_parameters, strict=True):
         folder = target / f"fold_{fold}"
@@ -269,7 +269,7 @@ def _import_exporter() -> None:
         raise ValueError(f'{error}; exporting needs more packages: pip install "braintum[onnx]"') from error
 
 
-def _copy_descriptions(source: Path, target: Path) -> None:
+def copy_descriptions(source: Path, target: Path) -> None:
     """``plans.json`` and ``dataset.json``, which every prediction reads.
 
     Raises:

@@ -1,6 +1,7 @@
 """braintum_export and braintum_predict --onnx: the networks and predictions of torch."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import torch
 from tiny_training import save_model, write_images, write_preprocessed
 
 from braintum.inference import cli, export_cli
-from braintum.inference.export import onnx_export
+from braintum.inference.export import int8, onnx_export
 from braintum.inference.export.onnx_export import export_network
 from braintum.inference.export.onnx_model import OnnxNetwork
 from braintum.inference.export.onnx_predictor import OnnxJointPredictor, OnnxSegmentationPredictor
@@ -253,6 +254,78 @@ def test_openvino_computes_as_torch_does_under_autocast(trained: Path) -> None:
     assert (rounded - expected).abs().max() < 0.1
     if cpu_computes_bfloat16():
         assert not torch.equal(rounded, network(image))
+
+
+@pytest.fixture
+def int8_command(trained: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Exports fold 1 in 8 bits; the data set is where it was preprocessed."""
+    monkeypatch.setenv("nnUNet_preprocessed", str(trained / "nnUNet_preprocessed"))
+    splits = trained / "nnUNet_preprocessed" / "Dataset007_Tiny" / "splits_final.json"
+    splits.write_text(json.dumps(json.loads(splits.read_text())[:1] * 2))  # of two folds
+    target = str(model.parent / "int8")
+    return ["-m", str(model), "-chk", CHECKPOINT, "-f", "1", "-o", target, "--int8", "3", "--most-lost", "1"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("exports_of_fold_1")
+def test_int8_is_measured_on_held_out_cases(
+    trained: Path, tmp_path: Path, int8_command: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    import onnx
+
+    assert export_cli.export([*int8_command, "--triton", str(tmp_path / "triton")]) == 0
+    report = capsys.readouterr().out
+    assert re.search(r"held-out cases +Dice, float32 → int8 +accuracy", report)
+    assert len(re.findall(r"[01]\.\d{4} → [01]\.\d{4}", report)) == 2
+    (served,) = (tmp_path / "triton").iterdir()
+    assert served.name == "Dataset007_Tiny__nnUNetTrainerMultiTask__Tiny1Plans__2d__fold_1__int8"
+    files = [
+        onnx.load(trained / "model" / "fold_1" / "checkpoint_best.onnx"),
+        onnx.load(tmp_path / "int8" / "fold_1" / "checkpoint_best.onnx"),
+    ]
+    numbers = [sum(tensor.data_type == onnx.TensorProto.INT8 for tensor in file.graph.initializer) for file in files]
+    assert numbers[0] == 0 and numbers[1] > 5
+    image = torch.rand((2, 1, 32, 32), generator=torch.Generator().manual_seed(0))
+    exact = OnnxNetwork(trained / "model" / "fold_1" / "checkpoint_best.onnx")
+    for engine in ENGINES:
+        network = OnnxNetwork(tmp_path / "int8" / "fold_1" / "checkpoint_best.onnx", engine=engine)
+        assert network.description.fingerprint == f"int8 of {exact.description.fingerprint}"
+        difference = (network(image) - exact(image)).abs().max()
+        assert 0 < difference < 0.5 * exact(image).std() + 0.5
+    shutil.copy(tmp_path / "int8" / "fold_1" / "checkpoint_best.onnx", tmp_path / "model" / "fold_1")
+    refuse_onnx(trained, tmp_path / "model", "exported from other weights than checkpoint_best.pth")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("exports_of_fold_1")
+def test_int8_that_costs_too_much_is_not_written(
+    trained: Path, tmp_path: Path, int8_command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8._Cases, "compare", lambda self, networks: ((0.9, 0.7), (1.0, 1.0), 0.8))
+    with pytest.raises(ValueError, match=r"Dice on \d held-out cases falls from 0.9000 to 0.7000, by more than 0.1"):
+        export_cli.export([*int8_command, "--most-lost", "0.1"])
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="tiny_2d does not exist: int8 is calibrated on preprocessed"):
+        export_cli.export(int8_command)
+    monkeypatch.delenv("nnUNet_preprocessed")
+    with pytest.raises(ValueError, match="set nnUNet_preprocessed"):
+        export_cli.export(int8_command)
+    assert not (tmp_path / "int8").exists()
+    with pytest.raises(ValueError, match="name another model folder with -o"):
+        export_cli.export(["-m", str(trained / "model"), "--int8"])
+    with pytest.raises(ValueError, match="is the model's own folder"):
+        export_cli.export([*int8_command, "-o", str(tmp_path / "model")])
+    with pytest.raises(ValueError, match="--int8 needs a case at least, got 0"):
+        export_cli.export([*int8_command, "--int8", "0"])
+
+
+def test_dice_and_means_by_hand() -> None:
+    truth = np.array([[1, 1, 0, 0]]) > 0
+    found = np.array([[1, 0, 1, 1]]) > 0
+    assert int8._dice(found, truth, truth) == [2 * 1 / (3 + 2)]
+    assert int8._dice(found, ~truth & truth, ~truth & truth) == []
+    assert int8._means(([0.5, 1.0], [0.25])) == (0.75, 0.25)
+    assert np.isnan(int8._means(([], []))).all()
 
 
 @pytest.mark.parametrize("missing", ["onnxruntime", "onnxscript"])
