@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from braintum.architectures.blocks.bt_block import BTBlock
-from braintum.architectures.networks.braintumnet import BrainTumNet, Topology
+from braintum.architectures.networks.braintumnet import BrainTumNet
+from braintum.architectures.networks.braintumnet_encoder import Topology
 from braintum.architectures.networks.timm_backbone import OnTimmBackbone, TimmEncoder
 from braintum.architectures.plan_topology import per_level_and_axis
 
