@@ -8,7 +8,8 @@ paper gives no sizes:
   convolutions: half of the channels with the plan's kernel, a quarter with 1x1, a quarter with a kernel larger by two.
 - BT blocks stand where the image is downsampled at least eightfold (geometric mean over the axes), and always at the
   bottleneck, in the encoder and in the decoder: a patch of 256 x 256 has 1024 tokens at most, one of 128 x 128 x 128
-  has 4096. The paper has them at every level; at high resolution they would cost more than all convolutions.
+  has 4096. The paper has them at every level, which ``bt_blocks_at_all_levels`` follows in the decoder; at high
+  resolution they cost more than all convolutions.
 - low-level features of a BT block's masks are the level above in the encoder, the gated skip in the decoder.
 - T-InceptionNet reads the encoder levels that have BT blocks.
 - random initialisation; the paper mentions pre-trained encoders without describing them.
@@ -42,6 +43,7 @@ class BrainTumNetDecoder(nn.Module):
         num_convolutions: one number a level, lowest resolution first, as in nnU-Net's plans.
         deep_supervision: return the segmentations of all levels.
         use_transformer: False leaves the BT blocks out.
+        bt_blocks_at_all_levels: True for BT blocks also at high resolution.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class BrainTumNetDecoder(nn.Module):
         num_convolutions: list[int],
         deep_supervision: bool,
         use_transformer: bool,
+        bt_blocks_at_all_levels: bool = False,
     ) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision
@@ -71,7 +74,7 @@ class BrainTumNetDecoder(nn.Module):
             self.skip_attentions.append(CBAM(topology.conv_op, channels, attention_kernel))
             inputs = [2 * channels] + [channels] * (depth - 1)
             self.stages.append(nn.Sequential(*(topology.convolution(i, channels, kernel) for i in inputs)))
-            has_transformer = use_transformer and topology.has_transformer(level)
+            has_transformer = use_transformer and (bt_blocks_at_all_levels or topology.has_transformer(level))
             self.bt_blocks.append(
                 nn.ModuleList([BTBlock(topology.conv_op, channels, channels)] if has_transformer else [])
             )
@@ -140,6 +143,9 @@ class BrainTumNet(nn.Module):
         sigmoid_segmentation: True where the segmentation heads are regions, not exclusive labels.
         use_transformer: False for the paper's ablation: no BT blocks, no transformer in T-InceptionNet.
         use_inception: False for the paper's ablation: the classification head pools gated features as they are.
+        bt_blocks_at_all_levels: BT blocks at every level of the decoder, whatever its resolution.
+        modality_masks: a branch of the encoder's attention masks for each channel of the image, see
+            :mod:`braintum.architectures.blocks.modality_masks`.
 
     Raises:
         ValueError: both or none of ``n_conv_per_stage`` and ``n_blocks_per_stage`` are given, a list does not have one
@@ -170,6 +176,8 @@ class BrainTumNet(nn.Module):
         sigmoid_segmentation: bool = False,
         use_transformer: bool = True,
         use_inception: bool = True,
+        bt_blocks_at_all_levels: bool = False,
+        modality_masks: bool = False,
     ) -> None:
         super().__init__()
         if n_stages < 2:
@@ -194,10 +202,12 @@ class BrainTumNet(nn.Module):
             nonlin_kwargs=nonlin_kwargs,
         )
         num_convolutions = per_level("n_conv_per_stage_decoder", n_conv_per_stage_decoder, n_stages - 1)
-        self.encoder, levels = self.build_encoder(input_channels, topology, num_blocks, use_transformer)
+        self.encoder, levels = self.build_encoder(input_channels, topology, num_blocks, use_transformer, modality_masks)
         topology = topology.restricted_to(levels, self.encoder.strides)
         num_convolutions = [num_convolutions[-1 - level] for level in levels[-2::-1]]  # from the lowest level upwards
-        self.decoder = BrainTumNetDecoder(topology, num_classes, num_convolutions, deep_supervision, use_transformer)
+        self.decoder = BrainTumNetDecoder(
+            topology, num_classes, num_convolutions, deep_supervision, use_transformer, bt_blocks_at_all_levels
+        )
         self.num_class_levels = sum(topology.has_transformer(level) for level in range(len(levels)))
         self.classification_head = TInceptionNet(
             conv_op,
@@ -210,10 +220,16 @@ class BrainTumNet(nn.Module):
         self.segmentation_is_frozen = False
 
     def build_encoder(
-        self, input_channels: int, topology: Topology, num_blocks: list[int], use_transformer: bool
+        self,
+        input_channels: int,
+        topology: Topology,
+        num_blocks: list[int],
+        use_transformer: bool,
+        modality_masks: bool,
     ) -> tuple[Any, list[int]]:
         """The encoder, and the levels of the plan that it has feature maps of."""
-        return BrainTumNetEncoder(input_channels, topology, num_blocks, use_transformer), list(range(len(num_blocks)))
+        encoder = BrainTumNetEncoder(input_channels, topology, num_blocks, use_transformer, modality_masks)
+        return encoder, list(range(len(num_blocks)))
 
     def forward(self, x: torch.Tensor, with_classes: bool = False) -> Any:
         """Segmentation logits, and class logits on request.

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from braintum.architectures.blocks.averaging import average_to
 from braintum.architectures.blocks.bt_block import BTBlock
+from braintum.architectures.blocks.modality_masks import ModalityFeatures
 from braintum.architectures.heads.t_inception import ParallelConvolutions
 
 _TRANSFORMER_DOWNSAMPLING = 8
@@ -93,10 +95,20 @@ class BrainTumNetEncoder(nn.Module):
         topology: the plan.
         num_blocks: blocks of parallel convolutions, one number a level.
         use_transformer: False leaves the BT blocks out.
+        modality_masks: True for a branch of their masks a channel of the image.
     """
 
-    def __init__(self, input_channels: int, topology: Topology, num_blocks: list[int], use_transformer: bool) -> None:
+    def __init__(
+        self,
+        input_channels: int,
+        topology: Topology,
+        num_blocks: list[int],
+        use_transformer: bool,
+        modality_masks: bool = False,
+    ) -> None:
         super().__init__()
+        num_modalities = input_channels if modality_masks and use_transformer else 0
+        self.modalities = ModalityFeatures(topology.conv_op, num_modalities) if num_modalities else None
         self.conv_op = topology.conv_op
         self.output_channels = topology.channels
         self.strides = topology.strides
@@ -112,18 +124,22 @@ class BrainTumNetEncoder(nn.Module):
                     *(_MultiKernelBlock(topology, channels, kernel) for _ in range(num_blocks[level])),
                 )
             )
-            has_transformer = use_transformer and topology.has_transformer(level)
-            self.bt_blocks.append(
-                nn.ModuleList([BTBlock(topology.conv_op, channels, input_channels)] if has_transformer else [])
-            )
+            bt_blocks = []
+            if use_transformer and topology.has_transformer(level):
+                read = input_channels + (self.modalities.num_features if self.modalities else 0)
+                bt_blocks = [BTBlock(topology.conv_op, channels, read, num_modalities=num_modalities)]
+            self.bt_blocks.append(nn.ModuleList(bt_blocks))
             input_channels = channels
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """(B, C, [Z,] Y, X) to the features of every level, highest resolution first."""
         skips = []
+        modalities = None if self.modalities is None else self.modalities(x)
         for stage, bt_blocks in zip(self.stages, self.bt_blocks, strict=True):
             low_level, x = x, stage(x)
             for bt_block in bt_blocks:
+                if modalities is not None:
+                    low_level = torch.cat((low_level, average_to(modalities, low_level.shape[2:])), 1)
                 x = bt_block(x, low_level)
             skips.append(x)
         return skips
@@ -138,7 +154,7 @@ class BrainTumNetEncoder(nn.Module):
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
         """Feature map elements, in the unit of nnU-Net's memory estimate."""
-        total = 0
+        total = self.modalities.num_features * prod(input_size) if self.modalities else 0
         for level, size in enumerate(self.level_sizes(input_size)):
             total += (1 + self.num_blocks[level]) * self.output_channels[level] * prod(size)
             total += sum(block.compute_conv_feature_map_size(size) for block in self.bt_blocks[level])
