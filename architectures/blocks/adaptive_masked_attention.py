@@ -144,6 +144,11 @@ class AdaptiveMaskedAttention(nn.Module):
         return attended.transpose(1, 2).reshape(*masks.shape, -1)
 
 
+def attentions_of(network: nn.Module) -> dict[str, AdaptiveMaskedAttention]:
+    """All of a network, by their names in it, in the order in which they are registered."""
+    return {name: part for name, part in network.named_modules() if isinstance(part, AdaptiveMaskedAttention)}
+
+
 def _pad(x: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
     """Zeros after the end of each grid axis of (B, *grid, heads, d)."""
     missing = [target - size for target, size in zip(grid, x.shape[1:-2], strict=True)]
