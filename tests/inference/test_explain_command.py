@@ -124,9 +124,8 @@ def test_masks_of_attention(nnunet_folders: Any, tmp_path: Path, capsys: pytest.
     assert {file.name for file in target.iterdir()} == {*names, "explanations.csv", "explanations.json"}
     shown = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(target / "case_0_encoder_bt_blocks_3_0.nii.gz")))
     assert shown.shape == (32, 32) and 0 < shown.min() < shown.max() < 1
-    assert rows[0]["predicted_mask_share"] > 0 and all(
-        rows[0][f"spearman_random_{part}"] for part in ("head", "network")
-    )
+    assert rows[0]["predicted_mask_share"] > 0
+    assert all(-1 <= rows[0][f"spearman_random_{part}"] < 0.999 for part in ("head", "network"))
     for flags in (["--class", "glioma"], ["--mask"], ["--structure", "tumour"]):
         with pytest.raises(ValueError, match="attention_masks are the same for all classes and structures"):
             run(*flags)
