@@ -30,7 +30,7 @@ from braintum.conversion.building.slices import (
     stack_slices,
     to_anatomical,
 )
-from braintum.conversion.building.summary import CaseReport, plane_note, summary_table
+from braintum.conversion.building.summary import CaseReport, part_notes, plane_note, summary_table
 from braintum.conversion.files.atomic import atomic_path
 from braintum.conversion.files.folders import unused_images, unused_note
 from braintum.conversion.files.parallel import run_cases
@@ -103,6 +103,7 @@ class Target:
         slice_classes: class of slices with and of slices without tumour; None leaves them their volume's class.
         keep_orientation: nnU-Net reads volumes as their files store them; else in one orientation, whatever that is.
         for_prediction: all cases are test cases, and there is nothing to split.
+        labels_all: cases of test parts without a mask get the ignore label, too, so that their class is evaluated.
     """
 
     labels: Mapping[str, Any]
@@ -114,6 +115,7 @@ class Target:
     slice_classes: tuple[str, str] | None = None
     keep_orientation: bool = False
     for_prediction: bool = False
+    labels_all: bool = False
 
     @property
     def reader(self) -> str:
@@ -237,7 +239,7 @@ def convert_volumes(
     unused = unused_images(request.source, used, problems, request.not_needed)
     table = summary_table(reports, classes, target.unit)
     planes = [] if target.slices is None else plane_note(reports, "--plane axial cuts every volume the same way")
-    lines = [table, *notes, *planes, *_remark_lines(remarks), *unused_note(unused)]
+    lines = [table, *part_notes(reports), *notes, *planes, *_remark_lines(remarks), *unused_note(unused)]
     lines += _healthy_hints(sources, inspections, dataset_json.get("classification", {}).get("negative_class"))
     # a distance of slices that nobody knows is no ground for 3-D patches
     configuration = "3d_fullres" if target.slices is None and target.spacing_known else "2d"
@@ -267,9 +269,11 @@ def convert_volumes(
     return result
 
 
-def with_ignore_label(labels: Mapping[str, Any], sources: Sequence[VolumeSource]) -> dict[str, Any]:
-    """Declares nnU-Net's ignore label, the highest of all, if a training case needs it: one without a mask."""
-    if all(source.has_mask or source.case.split == "test" for source in sources):
+def with_ignore_label(
+    labels: Mapping[str, Any], sources: Sequence[VolumeSource], labels_all: bool = False
+) -> dict[str, Any]:
+    """Declares nnU-Net's ignore label, the highest of all, if a case needs it: one without a mask, see `Target`."""
+    if all(source.has_mask or (source.case.split != "train" and not labels_all) for source in sources):
         return dict(labels)
     values = [max(value) if isinstance(value, (list, tuple)) else value for value in labels.values()]
     return {**labels, IGNORE: max(values) + 1}
@@ -371,7 +375,7 @@ def _write_tasks(
         for report, number in zip(found.reports, found.slices, strict=True):
             case = report.case
             images = tuple(dataset.image_path(case, channel) for channel in range(len(target.channel_names)))
-            label = dataset.label_path(case) if source.has_mask or case.split != "test" else None
+            label = dataset.label_path(case) if source.has_mask or case.split == "train" or target.labels_all else None
             expected = images if label is None else (*images, label)
             if not all(path.is_file() and path.stat().st_mtime_ns >= changed for path in expected):
                 files.append(CaseFiles(number, images, label))

@@ -18,7 +18,8 @@ patient has several folders, `--case-column` names the column with the folders, 
 that the folders' names hold. A folder that is not in the table has an unknown class. Masks are binary (every value but
 0 is tumour), or hold the values that `--labels` names. A patient without a mask learns the class only (ignore label),
 unless the class is the negative one (`--negative-class`, or a word for healthy): then an empty mask is the truth. New
-patients, with neither mask nor class, are converted with `--for-prediction`.
+patients, with neither mask nor class, are converted with `--for-prediction`. A column of parts (`--split-column`) sets
+cases aside for a test, and others, from elsewhere, for an external one.
 """
 
 import argparse
@@ -94,7 +95,7 @@ class FolderCase:
             if self.has_mask:
                 remarks += (f"no mask: an empty one is written, the class is {self.case.tumour_class}",)
                 mask = np.zeros(images[0].GetSize()[::-1], np.uint8)
-            elif self.case.split != "test":
+            elif self.case.split == "train":
                 remarks += ("no mask: learns the class only",)
         if found is None or not found.before:
             return LoadedVolume(images, mask, remarks)
@@ -154,6 +155,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="its column of dates, where a patient's examinations lie in folders that name the date",
     )
     parser.add_argument(
+        "--split-column",
+        metavar="NAME",
+        help="its column of parts: train (or blank), test, and external, cases from elsewhere; test goes to imagesTs, "
+        "external to imagesExternal, and neither is trained on",
+    )
+    parser.add_argument(
         "--for-prediction",
         type=int,
         nargs="?",
@@ -199,6 +206,7 @@ def convert(
     class_column: str = "class",
     case_column: str | None = None,
     date_column: str | None = None,
+    split_column: str | None = None,
     negative_class: str | None = None,
     representative_slices: int | None = None,
     plane: str = "auto",
@@ -220,6 +228,7 @@ def convert(
         class_column: the table's column of diagnoses.
         case_column: the table's column of folder names, where these are not the patients.
         date_column: the table's column of dates, where patients have several examinations.
+        split_column: the table's column of parts; None: all cases are trained on.
         negative_class: the healthy class; None: the one whose name says so.
         representative_slices: number of 2-D cases a patient; None for volumes.
         plane: `auto` or the plane of the slices.
@@ -246,6 +255,8 @@ def convert(
         patterns = _in_order_of(request, for_prediction, patterns)
     if labels is not None and mask is None:
         raise ValueError("--labels needs --mask: the pattern of the masks' files; add it")
+    if split_column is not None and (table is None or for_prediction is not None):
+        raise ValueError("--split-column needs --table, and has no meaning with --for-prediction: correct the options")
     if register and resample_to is None:
         raise ValueError("--register needs --resample-to: the channel with which the others are aligned; add it")
     resampling = None if resample_to is None else Resampling.to(resample_to, tuple(patterns), register)
@@ -258,6 +269,7 @@ def convert(
         "labels": None if labels is None else list(labels),
         "table": None if table is None else str(table),
         "columns": [patient_column, class_column, case_column, date_column],
+        **({} if split_column is None else {"split_column": split_column}),
         **({} if negative_class is None else {"negative_class": negative_class}),
         "representative_slices": representative_slices,
         "plane": plane,
@@ -271,7 +283,9 @@ def convert(
         path = next((p for p in (request.source / table, table) if p.is_file()), None)
         if path is None:
             raise FileNotFoundError(f"{request.source / table}: no such table, nor {table}; correct --table")
-        diagnoses = read_diagnoses(path, patient_column, class_column, case_column or patient_column, date_column)
+        diagnoses = read_diagnoses(
+            path, patient_column, class_column, case_column or patient_column, date_column, split_column
+        )
     sources, problems, notes = find_cases(request.source, patterns, mask, label_values, diagnoses)
     classes = {source.case.tumour_class for source in sources} - {""}
     if for_prediction is not None:
@@ -306,7 +320,8 @@ def convert(
     names = BINARY_LABELS if label_values is None else {name: i for i, name in enumerate(label_values, start=1)}
     if label_values is not None:
         content["source_labels"] = {str(names[name]): value for name, value in label_values.items()}
-    target_labels = with_ignore_label({"background": 0, **names}, sources)
+    labels_all = split_column is not None  # all parts are evaluated
+    target_labels = with_ignore_label({"background": 0, **names}, sources, labels_all)
     target = Target(
         target_labels,
         tuple(patterns),
@@ -314,6 +329,7 @@ def convert(
         plane,
         keep_orientation=keep_orientation,
         for_prediction=for_prediction is not None,
+        labels_all=labels_all,
     )
     if register:
         notes.append(f"Pictures of the registration, to be looked at: {dataset.pictures_folder}")
@@ -401,7 +417,7 @@ def find_cases(
             label, place = "/".join(parts), examination.folder.relative_to(source).as_posix()
             patient = row.patient or examination.patient or (parts[0] if len(parts) < 3 else "/".join(parts[:-1]))
             patients[patient].append(label)
-            case = Case(_case_name(label), row.tumour_class, patient, source=place, date=row.date)
+            case = Case(_case_name(label), row.tumour_class, patient, split=row.split, source=place, date=row.date)
             channels = tuple(volumes[0] for volumes in examination.chosen.values())
             cases.append(FolderCase(case, channels, next(iter(examination.masks), None), mapping))
     counts = Counter(case.case.case for case in cases)
@@ -411,6 +427,16 @@ def find_cases(
         if counts[case.case.case] > 1
     ]
     cases = [case for case in cases if counts[case.case.case] == 1]
+    splits: dict[str, set[str]] = defaultdict(set)
+    for case in cases:
+        splits[case.case.patient].add(case.case.split)
+    problems += [
+        f"{source}: patient {patient} is in the parts {' and '.join(sorted(found))} of the table; put all examinations "
+        "of a patient into one"
+        for patient, found in splits.items()
+        if len(found) > 1
+    ]
+    cases = [case for case in cases if len(splits[case.case.patient]) == 1]
     notes = [
         f"Several examinations: {patient} ({', '.join(labels)})."
         for patient, labels in sorted(patients.items())

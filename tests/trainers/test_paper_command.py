@@ -141,18 +141,31 @@ ARGUMENTS = ["004", "-d", "4", "--epochs-fraction", "0.02", "-device", "cpu"]
 
 
 def test_from_planning_to_the_printed_table(commands: Any, capsys: Any, nnunet_folders: Any) -> None:
+    raw = nnunet_folders.raw / "Dataset004_Heads"
+    (raw / "labelsExternal").mkdir()
+    (raw / "labelsExternal" / "b.png").touch()
     assert paper(ARGUMENTS) == 0
     assert [command[0] for command in commands] == [
         "nnUNetv2_plan_and_preprocess",
         "nnUNetv2_train",
-        "braintum_predict",
+        *["braintum_predict"] * 2,
     ]
+    predicted = [Path(command[command.index("-i") + 1]) for command in commands[2:]]
+    assert predicted == [raw / "imagesTs", raw / "imagesExternal"]
+    assert len({command[command.index("-o") + 1] for command in commands[2:]}) == 2
     assert commands[0][commands[0].index("-pl") + 1] == "BrainTumPlannerBr35H"
     assert commands[0][commands[0].index("-d") + 1] == "4"  # nnU-Net's planning takes numbers only
     assert "--c" in commands[1]
     text = (nnunet_folders.results / "paper_004_0.02" / "tables.md").read_text(encoding="utf-8")
     assert text in capsys.readouterr().out
-    for expected in ("0.02 of the paper's epochs", "0.826", "folds by patient", "test part", "0.500±0.125"):
+    for expected in (
+        "0.02 of the paper's epochs",
+        "0.826",
+        "folds by patient",
+        "test part",
+        "external part",
+        "0.500±0.125",
+    ):
         assert expected in text
 
 

@@ -8,7 +8,7 @@ from braintum.trainers.reproduction.registry import Column, PaperTable, Reproduc
 from braintum.trainers.reproduction.runs import Outcome
 
 NOTHING = "–"
-_SOURCES = {"patient": "folds by patient", "image": "folds by image", "test": "test part"}
+_SOURCES = {"patient": "folds by patient", "image": "folds by image", "test": "test part", "external": "external part"}
 
 
 def paper_table(table: PaperTable, outcomes: Mapping[str, Mapping[str, Outcome]]) -> list[list[str]]:
