@@ -29,7 +29,11 @@ SUMMARY: dict[str, Any] = {
     },
     "classification": {
         "accuracy": {"value": 0.75},
-        "per_class": {"glioma": {"f1": {"value": 0.8}}, "meningioma": {}, "pituitary": {}},
+        "per_class": {
+            "glioma": {"f1": {"value": 0.8}, "sensitivity": {"value": 0.7}},
+            "meningioma": {"sensitivity": {"value": 0.5}},
+            "pituitary": {"sensitivity": {"value": None}},
+        },
         "confusion_matrix": [[4, 1, 0], [0, 2, 1], [1, 0, 3]],
     },
 }
@@ -86,6 +90,16 @@ def test_table_has_our_figures_below_the_published_ones() -> None:
     text = tables_text(reproduction, outcomes, "Dataset001_X", (0,), 0.02)
     assert text.count("ours: Dataset001_X, fold 0, 0.02 of the paper's epochs") == 2
     assert "the paper's number of epochs" in tables_text(reproduction, {}, "Dataset001_X", (0, 1), 1.0)
+
+
+def test_tables_of_external_data_show_the_external_part() -> None:
+    outcomes = {"BrainTumNet": {"patient": OUTCOME, "external": OUTCOME}}
+    masks, classes = (paper_table(table, outcomes)[-2:] for table in REPRODUCTIONS["000"].tables[2:])
+    assert masks == [
+        ["BrainTumNet", "published", "92.1", "11.47", "0.91"],
+        ["", "external part", "50.00±12.50", NOTHING, "0.400"],
+    ]
+    assert classes[1] == ["", "external part", "0.600", NOTHING, "0.750", NOTHING]
 
 
 def test_figures_in_the_units_of_the_paper() -> None:

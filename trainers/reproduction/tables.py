@@ -22,6 +22,8 @@ def paper_table(table: PaperTable, outcomes: Mapping[str, Mapping[str, Outcome]]
     for system, published in table.published.items():
         rows.append([system, "published", *(published or (NOTHING,) * len(table.columns))])
         for split, outcome in outcomes.get(system, {}).items():
+            if table.part not in ("", split):
+                continue
             rows.append(["", _SOURCES[split], *(_ours(column, outcome) for column in table.columns)])
     return rows
 
