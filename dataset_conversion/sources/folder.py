@@ -35,7 +35,12 @@ import numpy as np
 from braintum.conversion.building.examinations import find_examinations
 from braintum.conversion.building.raw_dataset import DATASET_FILE, ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.resampling import Resampling, read_resampled
-from braintum.conversion.building.slices import PLANES, SliceChoice, add_orientation_argument
+from braintum.conversion.building.slices import (
+    PLANES,
+    SliceChoice,
+    add_orientation_argument,
+    add_rescaling_argument,
+)
 from braintum.conversion.building.source_tables import Diagnoses, read_diagnoses
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
 from braintum.conversion.building.volume_reading import Volume, dicom_files, files_of, read_case
@@ -181,6 +186,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="the plane of slices (default: the one a volume was acquired in; axial if its voxels are about cubic)",
     )
+    add_rescaling_argument(parser)
     add_orientation_argument(parser)
     parser.add_argument(
         "--resample-to",
@@ -210,6 +216,7 @@ def convert(
     negative_class: str | None = None,
     representative_slices: int | None = None,
     plane: str = "auto",
+    rescale_volumes: bool = False,
     keep_orientation: bool = False,
     for_prediction: int | None = None,
     resample_to: str | None = None,
@@ -232,6 +239,7 @@ def convert(
         negative_class: the healthy class; None: the one whose name says so.
         representative_slices: number of 2-D cases a patient; None for volumes.
         plane: `auto` or the plane of the slices.
+        rescale_volumes: bring volumes to [0, 1] before they are sliced.
         keep_orientation: let nnU-Net read volumes as their files store them.
         for_prediction: None for training; otherwise all cases go to imagesTs, with the channels in the order of this
             data set, or in the given one at 0.
@@ -273,6 +281,7 @@ def convert(
         **({} if negative_class is None else {"negative_class": negative_class}),
         "representative_slices": representative_slices,
         "plane": plane,
+        **({"rescale_volumes": True} if rescale_volumes else {}),
         "keep_orientation": keep_orientation,
         "for_prediction": for_prediction,
         **({} if resample_to is None else {"resample_to": resample_to, "register": register}),
@@ -328,6 +337,7 @@ def convert(
         choice,
         plane,
         keep_orientation=keep_orientation,
+        rescale=rescale_volumes,
         for_prediction=for_prediction is not None,
         labels_all=labels_all,
     )

@@ -27,6 +27,7 @@ from volume_data import (
 from braintum.conversion.audit.audit_input import input_from_dataset
 from braintum.conversion.building.inspection import SourceError
 from braintum.conversion.building.raw_dataset import ConversionRequest
+from braintum.conversion.building.slices import RESCALED_VOLUMES, rescaled
 from braintum.conversion.building.source_tables import read_diagnoses
 from braintum.conversion.building.volume_reading import read_any
 from braintum.conversion.cli import main
@@ -572,6 +573,18 @@ def test_representative_slices(source, raw):
     image = read(raw, "imagesTr/P3_003_0001.nii.gz")
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), volume_array(21)[3, ::-1, ::-1])
     assert np.unique(sitk.GetArrayFromImage(read(raw, "labelsTr/P4_003.nii.gz"))).tolist() == [2]
+
+
+def test_volumes_are_rescaled_before_they_are_sliced(source, raw):
+    convert(request(source, raw), **OPTIONS, representative_slices=4, rescale_volumes=True)
+    assert dataset_json(raw)[RESCALED_VOLUMES] is True
+    image, volume = read(raw, "imagesTr/P3_003_0001.nii.gz"), volume_array(21).astype(float)
+    expected = (volume - volume.min()) / (volume.max() - volume.min())
+    np.testing.assert_allclose(sitk.GetArrayFromImage(image), expected[3, ::-1, ::-1], atol=1e-7)
+    assert image.GetPixelID() == sitk.sitkFloat32
+    with pytest.raises(ValueError, match="--rescale-volumes is for slices"):
+        convert(request(source, raw, overwrite=True), **OPTIONS, rescale_volumes=True)
+    np.testing.assert_array_equal(rescaled(np.full((1, 2, 2), 7)), np.zeros((1, 2, 2)))
 
 
 def test_other_plane(source, raw):
