@@ -437,16 +437,16 @@ def find_cases(
         if counts[case.case.case] > 1
     ]
     cases = [case for case in cases if counts[case.case.case] == 1]
-    splits: dict[str, set[str]] = defaultdict(set)
-    for case in cases:
-        splits[case.case.patient].add(case.case.split)
+    parts_of: dict[str, set[str]] = defaultdict(set)
+    for found in cases:
+        parts_of[found.case.patient].add(found.case.split)
     problems += [
-        f"{source}: patient {patient} is in the parts {' and '.join(sorted(found))} of the table; put all examinations "
+        f"{source}: patient {patient} is in the parts {' and '.join(sorted(names))} of the table; put all examinations "
         "of a patient into one"
-        for patient, found in splits.items()
-        if len(found) > 1
+        for patient, names in parts_of.items()
+        if len(names) > 1
     ]
-    cases = [case for case in cases if len(splits[case.case.patient]) == 1]
+    cases = [case for case in cases if len(parts_of[case.case.patient]) == 1]
     notes = [
         f"Several examinations: {patient} ({', '.join(labels)})."
         for patient, labels in sorted(patients.items())

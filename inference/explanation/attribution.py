@@ -185,8 +185,13 @@ def integrated_gradients(tolerance: float = 0.05, max_parts: int = 24) -> Attrib
     return attribute
 
 
-def attention_masks(network: Any, window: torch.Tensor, subject: AttentionSubject) -> WindowAttribution:
-    """Mean mask of the heads of one attention, in (0, 1), interpolated to the window."""
+def attention_masks(network: Any, window: torch.Tensor, subject: Subject) -> WindowAttribution:
+    """Mean mask of the heads of an :class:`~braintum.inference.explanation.subjects.AttentionSubject`, in (0, 1).
+
+    It is interpolated to the window.
+    """
+    if not isinstance(subject, AttentionSubject):
+        raise TypeError(f"{subject} has no attention masks")
     scores: list[torch.Tensor] = []
     mask_network = network.get_submodule(subject.name).mask
     handle = mask_network.register_forward_hook(lambda module, inputs, output: scores.append(output))
