@@ -112,7 +112,7 @@ class VolumeRescaleTo01Normalization(RescaleTo01Normalization):
     """Min-max to [0, 1] of what is not within [0, 1] already, as slices of a rescaled volume are.
 
     Papers 000 and 001 rescale a volume before it is sliced. nnU-Net's scheme would stretch each slice to the whole
-    range again. A whole volume, which a 2-D model predicts too, is rescaled here.
+    range again. Images of other values are rescaled by themselves.
     """
 
     def run(self, image: np.ndarray, seg: np.ndarray | None = None) -> np.ndarray:

@@ -181,6 +181,9 @@ def test_value_without_a_name_is_refused(source, raw):
         ({"labels": ["ignore=1"]}, "correct it"),
         ({"mask": None, "labels": ["core=1"]}, "needs --mask"),
         ({"representative_slices": 0}, "at least 1"),
+        ({"table": None, "split_column": "part"}, "--split-column needs --table"),
+        ({"for_prediction": 0, "split_column": "part"}, "no meaning with --for-prediction"),
+        ({"rescale_volumes": True}, "--rescale-volumes is for slices"),
     ],
 )
 def test_impossible_options_are_refused(source, raw, options, words):
@@ -582,8 +585,6 @@ def test_volumes_are_rescaled_before_they_are_sliced(source, raw):
     expected = (volume - volume.min()) / (volume.max() - volume.min())
     np.testing.assert_allclose(sitk.GetArrayFromImage(image), expected[3, ::-1, ::-1], atol=1e-7)
     assert image.GetPixelID() == sitk.sitkFloat32
-    with pytest.raises(ValueError, match="--rescale-volumes is for slices"):
-        convert(request(source, raw, overwrite=True), **OPTIONS, rescale_volumes=True)
     np.testing.assert_array_equal(rescaled(np.full((1, 2, 2), 7)), np.zeros((1, 2, 2)))
 
 
