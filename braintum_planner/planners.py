@@ -21,6 +21,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 
 from braintum.architectures.input_channels import NEIGHBOURING_SLICES
 from braintum.commands.version import __version__
+from braintum.conversion.building.slices import RESCALED_VOLUMES
 from braintum.conversion.files.atomic import copy_atomic
 from braintum.conversion.files.orientation import ORIENTATIONS_ENTRY
 from braintum.conversion.format.cases import CASES_FILE, ClassSchema, classification_entry, read_cases
@@ -181,9 +182,10 @@ class BrainTumPlanner(AtomicResEncUNetPlanner):
         schemes, use_mask = super().determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         decisions = self._decisions.setdefault("data", {})
         names = list((self.dataset_json.get("channel_names") or self.dataset_json["modality"]).values())
+        rescaled = bool(self.dataset_json.get(RESCALED_VOLUMES))
         for number, name in enumerate(names):
             fingerprint = None if self.channel_fingerprints is None else self.channel_fingerprints[number]
-            schemes[number], reason = channel_scheme(self.preset, name, fingerprint)
+            schemes[number], reason = channel_scheme(self.preset, name, fingerprint, rescaled)
             decisions[f"normalization of {name}"] = f"{schemes[number]}, {reason}"
         cropped_much = any(use_mask) or self.dataset_fingerprint["median_relative_size_after_cropping"] < 3 / 4
         return schemes, [cropped_much and keeps_background_at_zero(scheme) for scheme in schemes]

@@ -275,7 +275,8 @@ def explain(
         images: folder of images named ``CASE_0000.<ending>``, …
         output: folder for maps and pictures of each case, and two tables; made if need be.
         model: folder of a trained model, or what :func:`load_predictor` returned.
-        method: ``gradcam``, ``hirescam`` or ``integrated_gradients``.
+        method: ``gradcam``, ``hirescam`` or ``integrated_gradients``; or ``attention_masks``, which shows where each
+            block of adaptive masked attention looks.
         stage: of the features that are explained, 0 for the deepest; None for the deepest with 7 positions an axis.
         class_name: to explain; None for the predicted one of each case.
         mask: explain the mask, of any model that segments, and show its predictive entropy; None where the model

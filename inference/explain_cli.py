@@ -9,7 +9,7 @@ from braintum.commands.command import run_command
 from braintum.commands.model_arguments import add_model_arguments, model_folder
 from braintum.inference.prediction.input_files import check_input, check_output
 
-METHOD_NAMES = ("gradcam", "hirescam", "integrated_gradients")
+METHOD_NAMES = ("gradcam", "hirescam", "integrated_gradients", "attention_masks")
 EXIT_SOME_CASES_FAILED = 3
 
 
@@ -33,6 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
         choices=METHOD_NAMES,
         help="gradcam; hirescam: the same position by position, for networks that weight positions, as most of ours; "
         "integrated_gradients: signed and voxel by voxel, against the darkest intensity, much slower; "
+        "attention_masks: no explanation, but where each block of adaptive masked attention looks, of BrainTumNet and "
+        "its kin; "
         "default: %(default)s",
     )
     parser.add_argument(

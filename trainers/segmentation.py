@@ -53,6 +53,7 @@ from braintum.trainers.data.split_check import check_known, check_leaks, splits_
 from braintum.trainers.expectations import DurationEstimate, difference_from_paper
 from braintum.trainers.identity import training_identity
 from braintum.trainers.losses.losses import UpsamplingDeepSupervisionLoss
+from braintum.trainers.losses.mask_supervision import MaskSupervision
 from braintum.trainers.losses.training_overlap import OverlapOfTraining
 from braintum.trainers.recipes.control_folder import control_folder
 from braintum.trainers.recipes.papers import Paper
@@ -249,13 +250,20 @@ class SegmentationTrainer(nnUNetTrainer):
         return OverlapOfTraining(self._loss_of_recipe(), self.label_manager)
 
     def _loss_of_recipe(self) -> nn.Module:
-        if self.recipe.segmentation_loss is None:
-            return super()._build_loss()
         wanted = self.recipe.segmentation_loss
-        loss = wanted.build(self.label_manager, self.configuration_manager.batch_dice, self.is_ddp).to(self.device)
-        if wanted.deep_supervision:
-            return UpsamplingDeepSupervisionLoss(loss, wanted.deep_supervision)
-        return loss
+        if wanted is None:
+            loss = super()._build_loss()
+        else:
+            loss = wanted.build(self.label_manager, self.configuration_manager.batch_dice, self.is_ddp).to(self.device)
+            if wanted.deep_supervision:
+                loss = UpsamplingDeepSupervisionLoss(loss, wanted.deep_supervision)
+        if self.settings.mask_supervision is None:
+            return loss
+        return MaskSupervision(loss, self.bare_network, self.label_manager, self.settings.mask_supervision)
+
+    def _do_i_compile(self) -> bool:
+        """As stock, except that hooks pick up the masks that are supervised."""
+        return self.settings.mask_supervision is None and super()._do_i_compile()
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], ParameterGroup]]:
         """What the optimiser optimises, and how."""

@@ -127,6 +127,14 @@ SYSTEMS = {
         "U-Net with attention gates of paper 001", AttentionUNet, JOINT_UNET, papers.JOINT_UNET, 32_089_676
     ),
     "BrainTumNet": _braintumnet("BrainTumNet, both tasks at once.", 42_509_329),
+    "BrainTumNetAllLevels": _braintumnet(
+        "BrainTumNet with BT blocks at every level of the decoder.", 42_871_585, bt_blocks_at_all_levels=True
+    ),
+    "BrainTumNetModalityMasks": _braintumnet(
+        "BrainTumNet with a branch of the attention masks for each channel, what the paper names as future work.",
+        42_510_513,
+        modality_masks=True,
+    ),
     "BrainTumNetNoInception": _braintumnet(
         "Ablation: the classification head pools gated features as they are.", 37_127_697, use_inception=False
     ),

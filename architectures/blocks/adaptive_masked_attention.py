@@ -27,6 +27,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from braintum.architectures.blocks.modality_masks import ModalityMaskNetwork, mask_network
+
 _MANY_TOKENS = 1024
 """From so many on memory counts for more than time: most is computed again in the backward pass, and kept by none."""
 
@@ -41,6 +43,8 @@ class AdaptiveMaskedAttention(nn.Module):
         window_size: edges of a local window, one an axis.
         num_global_tokens: tokens that each head of the global branch attends to.
         mask_features: width of the MLP that gives the masks.
+        num_modalities: branches of that MLP, see :mod:`braintum.architectures.blocks.modality_masks`; the last of the
+            low-level features are those of the modalities. 0: one MLP for all.
 
     Raises:
         ValueError: ``features`` is not divisible by ``num_heads``.
@@ -54,6 +58,7 @@ class AdaptiveMaskedAttention(nn.Module):
         window_size: Sequence[int],
         num_global_tokens: int = 256,
         mask_features: int = 32,
+        num_modalities: int = 0,
     ) -> None:
         super().__init__()
         if features % num_heads:
@@ -61,12 +66,12 @@ class AdaptiveMaskedAttention(nn.Module):
         self.num_heads = num_heads
         self.window_size = tuple(window_size)
         self.num_global_tokens = num_global_tokens
-        self.mask = nn.Sequential(
-            nn.LayerNorm(features + low_level_features),
-            nn.Linear(features + low_level_features, mask_features),
-            nn.GELU(),
-            nn.Linear(mask_features, num_heads),
-        )
+        read = features + low_level_features
+        self.mask: nn.Module
+        if num_modalities:
+            self.mask = ModalityMaskNetwork(read, mask_features, num_heads, num_modalities)
+        else:
+            self.mask = mask_network(read, mask_features, num_heads)
         self.queries_keys_values = nn.Linear(features, 3 * features)
         self.mixture = nn.Parameter(torch.zeros(num_heads))  # the local branch's share, before sigmoid
         self.mixture_of_input = nn.Parameter(torch.zeros(num_heads, features))  # what the mean token adds to it
@@ -164,6 +169,11 @@ class AdaptiveMaskedAttention(nn.Module):
 def _recomputed(function: Callable[..., torch.Tensor], *arguments: torch.Tensor) -> torch.Tensor:
     """A function's result, whose backward pass computes it again instead of keeping what is within."""
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+def attentions_of(network: nn.Module) -> dict[str, AdaptiveMaskedAttention]:
+    """All of a network, by their names in it, in the order in which they are registered."""
+    return {name: part for name, part in network.named_modules() if isinstance(part, AdaptiveMaskedAttention)}
 
 
 def _pad(x: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:

@@ -100,9 +100,17 @@ class BTBlock(nn.Module):
         channels: of input and output, any number.
         low_level_channels: of the low-level features that the masks also depend on.
         num_global_tokens: see :class:`AdaptiveMaskedAttention`.
+        num_modalities: likewise.
     """
 
-    def __init__(self, conv_op: Any, channels: int, low_level_channels: int, num_global_tokens: int = 256) -> None:
+    def __init__(
+        self,
+        conv_op: Any,
+        channels: int,
+        low_level_channels: int,
+        num_global_tokens: int = 256,
+        num_modalities: int = 0,
+    ) -> None:
         super().__init__()
         dimensions = convert_conv_op_to_dim(conv_op)
         heads = num_heads(channels)
@@ -110,7 +118,12 @@ class BTBlock(nn.Module):
         self.embed = conv_op(channels, self.features, 1)
         self.norm = nn.LayerNorm(self.features)
         self.masked_attention = AdaptiveMaskedAttention(
-            self.features, low_level_channels, heads, _WINDOW_SIZE[dimensions], num_global_tokens
+            self.features,
+            low_level_channels,
+            heads,
+            _WINDOW_SIZE[dimensions],
+            num_global_tokens,
+            num_modalities=num_modalities,
         )
         self.transformer = TransformerLayer(dimensions, self.features, heads)
         self.restore = conv_op(self.features, channels, 1)

@@ -8,14 +8,14 @@ paper gives no sizes:
   convolutions: half of the channels with the plan's kernel, a quarter with 1x1, a quarter with a kernel larger by two.
 - BT blocks stand where the image is downsampled at least eightfold (geometric mean over the axes), and always at the
   bottleneck, in the encoder and in the decoder: a patch of 256 x 256 has 1024 tokens at most, one of 128 x 128 x 128
-  has 4096. The paper has them at every level; at high resolution they would cost more than all convolutions.
+  has 4096. The paper has them at every level of the decoder, as ``bt_blocks_at_all_levels`` does: on the
+  paper's plans three times the feature maps, and 1.7 times the multiply-adds of a segmentation.
 - low-level features of a BT block's masks are the level above in the encoder, the gated skip in the decoder.
 - T-InceptionNet reads the encoder levels that have BT blocks.
 - random initialisation; the paper mentions pre-trained encoders without describing them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -27,139 +27,11 @@ from torch import nn
 from braintum.architectures.blocks.bt_block import BTBlock
 from braintum.architectures.blocks.cbam import CBAM
 from braintum.architectures.blocks.pyramid_fusion import PyramidFusion
-from braintum.architectures.heads.t_inception import ParallelConvolutions, TInceptionNet
+from braintum.architectures.heads.t_inception import TInceptionNet
+from braintum.architectures.networks.braintumnet_encoder import BrainTumNetEncoder, Topology
 from braintum.architectures.plan_topology import per_level, per_level_and_axis
 
-_TRANSFORMER_DOWNSAMPLING = 8
 _CBAM_KERNEL = 7
-
-
-@dataclass(frozen=True)
-class Topology:
-    """The plan: one list entry a level, highest resolution first, and the choice of layers."""
-
-    channels: list[int]
-    kernels: list[list[int]]
-    strides: list[list[int]]
-    conv_op: Any
-    conv_bias: bool
-    norm_op: Any
-    norm_op_kwargs: dict | None
-    dropout_op: Any
-    dropout_op_kwargs: dict | None
-    nonlin: Any
-    nonlin_kwargs: dict | None
-
-    def restricted_to(self, levels: Sequence[int], strides: Sequence[Sequence[int]]) -> "Topology":
-        """Of some levels only; ``strides`` lead from each to the next."""
-        return replace(
-            self,
-            channels=[self.channels[level] for level in levels],
-            kernels=[self.kernels[level] for level in levels],
-            strides=[list(stride) for stride in strides],
-        )
-
-    def has_transformer(self, level: int) -> bool:
-        """Whether a level's resolution is low enough for BT blocks."""
-        downsampling = prod(prod(stride) for stride in self.strides[: level + 1])
-        enough = _TRANSFORMER_DOWNSAMPLING ** len(self.strides[0])
-        return downsampling >= enough or level == len(self.channels) - 1
-
-    def convolution(self, input_channels: int, channels: int, kernel: list[int], stride: Any = 1) -> nn.Sequential:
-        """Convolution, dropout, norm, nonlinearity."""
-        padding = [(edge - 1) // 2 for edge in kernel]
-        convolution = self.conv_op(input_channels, channels, kernel, stride, padding, bias=self.conv_bias)
-        return nn.Sequential(convolution, *self.after_convolution(channels))
-
-    def after_convolution(self, channels: int) -> list[nn.Module]:
-        """Dropout, norm, nonlinearity, as far as the plan has them."""
-        layers: list[nn.Module] = []
-        if self.dropout_op is not None:
-            layers.append(self.dropout_op(**(self.dropout_op_kwargs or {})))
-        if self.norm_op is not None:
-            layers.append(self.norm_op(channels, **(self.norm_op_kwargs or {})))
-        if self.nonlin is not None:
-            layers.append(self.nonlin(**(self.nonlin_kwargs or {})))
-        return layers
-
-
-class _MultiKernelBlock(nn.Module):
-    """Convolutions of three kernel sizes in parallel, with a shortcut around them."""
-
-    def __init__(self, topology: Topology, channels: int, kernel: list[int]) -> None:
-        super().__init__()
-        if channels < 3:
-            raise ValueError(f"each level needs 3 channels at least, one a kernel size, got {channels}")
-        quarter = max(1, channels // 4)
-        larger = [edge + 2 if edge > 1 else 1 for edge in kernel]
-        branches = [(quarter, [1] * len(kernel)), (channels - 2 * quarter, kernel), (quarter, larger)]
-        self.convolutions = nn.Sequential(
-            ParallelConvolutions(topology.conv_op, channels, branches, topology.conv_bias),
-            *topology.after_convolution(channels),
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.convolutions(x)
-
-
-class BrainTumNetEncoder(nn.Module):
-    """Levels of convolutions with several kernel sizes; BT blocks at low resolution.
-
-    Args:
-        input_channels: channels of the image.
-        topology: the plan.
-        num_blocks: blocks of parallel convolutions, one number a level.
-        use_transformer: False leaves the BT blocks out.
-    """
-
-    def __init__(self, input_channels: int, topology: Topology, num_blocks: list[int], use_transformer: bool) -> None:
-        super().__init__()
-        self.conv_op = topology.conv_op
-        self.output_channels = topology.channels
-        self.strides = topology.strides
-        self.num_blocks = num_blocks
-        self.stages = nn.ModuleList()
-        self.bt_blocks: Any = nn.ModuleList()  # one list a level, empty where there is none
-        for level, (channels, kernel, stride) in enumerate(
-            zip(topology.channels, topology.kernels, topology.strides, strict=True)
-        ):
-            self.stages.append(
-                nn.Sequential(
-                    topology.convolution(input_channels, channels, kernel, stride),
-                    *(_MultiKernelBlock(topology, channels, kernel) for _ in range(num_blocks[level])),
-                )
-            )
-            has_transformer = use_transformer and topology.has_transformer(level)
-            self.bt_blocks.append(
-                nn.ModuleList([BTBlock(topology.conv_op, channels, input_channels)] if has_transformer else [])
-            )
-            input_channels = channels
-
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """(B, C, [Z,] Y, X) to the features of every level, highest resolution first."""
-        skips = []
-        for stage, bt_blocks in zip(self.stages, self.bt_blocks, strict=True):
-            low_level, x = x, stage(x)
-            for bt_block in bt_blocks:
-                x = bt_block(x, low_level)
-            skips.append(x)
-        return skips
-
-    def level_sizes(self, input_size: Sequence[int]) -> list[tuple[int, ...]]:
-        """Spatial size of every level."""
-        sizes, size = [], tuple(input_size)
-        for stride in self.strides:
-            size = tuple(edge // step for edge, step in zip(size, stride, strict=True))
-            sizes.append(size)
-        return sizes
-
-    def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
-        """Feature map elements, in the unit of nnU-Net's memory estimate."""
-        total = 0
-        for level, size in enumerate(self.level_sizes(input_size)):
-            total += (1 + self.num_blocks[level]) * self.output_channels[level] * prod(size)
-            total += sum(block.compute_conv_feature_map_size(size) for block in self.bt_blocks[level])
-        return total
 
 
 class BrainTumNetDecoder(nn.Module):
@@ -171,6 +43,7 @@ class BrainTumNetDecoder(nn.Module):
         num_convolutions: one number a level, lowest resolution first, as in nnU-Net's plans.
         deep_supervision: return the segmentations of all levels.
         use_transformer: False leaves the BT blocks out.
+        bt_blocks_at_all_levels: True for BT blocks also at high resolution.
     """
 
     def __init__(
@@ -180,6 +53,7 @@ class BrainTumNetDecoder(nn.Module):
         num_convolutions: list[int],
         deep_supervision: bool,
         use_transformer: bool,
+        bt_blocks_at_all_levels: bool = False,
     ) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision
@@ -200,7 +74,7 @@ class BrainTumNetDecoder(nn.Module):
             self.skip_attentions.append(CBAM(topology.conv_op, channels, attention_kernel))
             inputs = [2 * channels] + [channels] * (depth - 1)
             self.stages.append(nn.Sequential(*(topology.convolution(i, channels, kernel) for i in inputs)))
-            has_transformer = use_transformer and topology.has_transformer(level)
+            has_transformer = use_transformer and (bt_blocks_at_all_levels or topology.has_transformer(level))
             self.bt_blocks.append(
                 nn.ModuleList([BTBlock(topology.conv_op, channels, channels)] if has_transformer else [])
             )
@@ -269,6 +143,9 @@ class BrainTumNet(nn.Module):
         sigmoid_segmentation: True where the segmentation heads are regions, not exclusive labels.
         use_transformer: False for the paper's ablation: no BT blocks, no transformer in T-InceptionNet.
         use_inception: False for the paper's ablation: the classification head pools gated features as they are.
+        bt_blocks_at_all_levels: BT blocks at every level of the decoder, whatever its resolution.
+        modality_masks: a branch of the encoder's attention masks for each channel of the image, see
+            :mod:`braintum.architectures.blocks.modality_masks`.
 
     Raises:
         ValueError: both or none of ``n_conv_per_stage`` and ``n_blocks_per_stage`` are given, a list does not have one
@@ -299,6 +176,8 @@ class BrainTumNet(nn.Module):
         sigmoid_segmentation: bool = False,
         use_transformer: bool = True,
         use_inception: bool = True,
+        bt_blocks_at_all_levels: bool = False,
+        modality_masks: bool = False,
     ) -> None:
         super().__init__()
         if n_stages < 2:
@@ -323,10 +202,12 @@ class BrainTumNet(nn.Module):
             nonlin_kwargs=nonlin_kwargs,
         )
         num_convolutions = per_level("n_conv_per_stage_decoder", n_conv_per_stage_decoder, n_stages - 1)
-        self.encoder, levels = self.build_encoder(input_channels, topology, num_blocks, use_transformer)
+        self.encoder, levels = self.build_encoder(input_channels, topology, num_blocks, use_transformer, modality_masks)
         topology = topology.restricted_to(levels, self.encoder.strides)
         num_convolutions = [num_convolutions[-1 - level] for level in levels[-2::-1]]  # from the lowest level upwards
-        self.decoder = BrainTumNetDecoder(topology, num_classes, num_convolutions, deep_supervision, use_transformer)
+        self.decoder = BrainTumNetDecoder(
+            topology, num_classes, num_convolutions, deep_supervision, use_transformer, bt_blocks_at_all_levels
+        )
         self.num_class_levels = sum(topology.has_transformer(level) for level in range(len(levels)))
         self.classification_head = TInceptionNet(
             conv_op,
@@ -339,10 +220,16 @@ class BrainTumNet(nn.Module):
         self.segmentation_is_frozen = False
 
     def build_encoder(
-        self, input_channels: int, topology: Topology, num_blocks: list[int], use_transformer: bool
+        self,
+        input_channels: int,
+        topology: Topology,
+        num_blocks: list[int],
+        use_transformer: bool,
+        modality_masks: bool,
     ) -> tuple[Any, list[int]]:
         """The encoder, and the levels of the plan that it has feature maps of."""
-        return BrainTumNetEncoder(input_channels, topology, num_blocks, use_transformer), list(range(len(num_blocks)))
+        encoder = BrainTumNetEncoder(input_channels, topology, num_blocks, use_transformer, modality_masks)
+        return encoder, list(range(len(num_blocks)))
 
     def forward(self, x: torch.Tensor, with_classes: bool = False) -> Any:
         """Segmentation logits, and class logits on request.

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from braintum.architectures.blocks.bt_block import BTBlock
-from braintum.architectures.networks.braintumnet import BrainTumNet, Topology
+from braintum.architectures.networks.braintumnet import BrainTumNet
+from braintum.architectures.networks.braintumnet_encoder import Topology
 from braintum.architectures.networks.timm_backbone import OnTimmBackbone, TimmEncoder
 from braintum.architectures.plan_topology import per_level_and_axis
 
@@ -59,7 +60,7 @@ class TimmBrainTumNet(OnTimmBackbone, BrainTumNet):
         **arguments: the other ones of :class:`braintum.architectures.networks.braintumnet.BrainTumNet`.
 
     Raises:
-        NotImplementedError: for a 3-D plan.
+        NotImplementedError: for a 3-D plan, or masks by modality.
         ValueError: see :class:`braintum.architectures.networks.timm_backbone.TimmEncoder`.
     """
 
@@ -69,9 +70,16 @@ class TimmBrainTumNet(OnTimmBackbone, BrainTumNet):
         self.set_strides(per_level_and_axis("strides", strides, arguments["n_stages"], conv_op))
 
     def build_encoder(
-        self, input_channels: int, topology: Topology, num_blocks: list[int], use_transformer: bool
+        self,
+        input_channels: int,
+        topology: Topology,
+        num_blocks: list[int],
+        use_transformer: bool,
+        modality_masks: bool,
     ) -> tuple[Any, list[int]]:
         """The backbone, and the levels of the plan that it has feature maps of."""
+        if modality_masks:
+            raise NotImplementedError("masks by modality are those of BrainTumNet's own encoder, not of a backbone")
         encoder = TimmBrainTumNetEncoder(self.backbone_name, input_channels, topology, use_transformer)
         return encoder, encoder.levels
 

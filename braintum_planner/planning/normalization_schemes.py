@@ -9,18 +9,26 @@ from braintum.planner.planning.presets import PlannerPreset
 from braintum.planner.preprocessing import normalization
 
 
-def channel_scheme(preset: PlannerPreset, name: str, fingerprint: Mapping[str, Any] | None) -> tuple[str, str]:
+def channel_scheme(
+    preset: PlannerPreset, name: str, fingerprint: Mapping[str, Any] | None, of_rescaled_volumes: bool = False
+) -> tuple[str, str]:
     """Scheme of a channel: by its name in ``dataset.json``, as the paper has it, or as the fingerprint suggests.
 
     Args:
         preset: may have the scheme of a paper.
         name: of the channel.
         fingerprint: what is known of the channel; None with nnU-Net's own fingerprint.
+        of_rescaled_volumes: the images are slices of volumes that were rescaled to [0, 1].
 
     Returns:
         Name of the scheme, and the reason.
     """
     asked_for = normalization.SCHEME_OF_CHANNEL_NAME.get(name.casefold())
+    rescales = preset.normalization in (None, default_normalization_schemes.RescaleTo01Normalization)
+    if of_rescaled_volumes and rescales and asked_for is None:
+        return normalization.VolumeRescaleTo01Normalization.__name__, (
+            "as the volumes were rescaled before they were sliced, which their slices keep"
+        )
     if preset.normalization is not None and asked_for is None:
         return preset.normalization.__name__, f"as {preset.paper} has it"
     if fingerprint is not None:

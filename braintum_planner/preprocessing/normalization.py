@@ -15,6 +15,7 @@ __all__ = [
     "CLAHEZScoreNormalization",
     "PercentileRescaleTo01Normalization",
     "PercentileZScoreNormalization",
+    "VolumeRescaleTo01Normalization",
     "choose_normalization",
 ]
 
@@ -105,6 +106,20 @@ class PercentileRescaleTo01Normalization(ImageNormalization):
         if low == high:
             return np.zeros_like(image)
         return np.clip((image - low) / (high - low), 0, 1)
+
+
+class VolumeRescaleTo01Normalization(RescaleTo01Normalization):
+    """Min-max to [0, 1] of what is not within [0, 1] already, as slices of a rescaled volume are.
+
+    Papers 000 and 001 rescale a volume before it is sliced. nnU-Net's scheme would stretch each slice to the whole
+    range again. Images of other values are rescaled by themselves.
+    """
+
+    def run(self, image: np.ndarray, seg: np.ndarray | None = None) -> np.ndarray:
+        """Normalise one channel, (Z, Y, X); the segmentation is not read."""
+        if image.min() >= 0 and image.max() <= 1:
+            return image.astype(self.target_dtype, copy=False)
+        return super().run(image, seg)
 
 
 SCHEME_OF_CHANNEL_NAME: dict[str, type[ImageNormalization]] = {

@@ -10,7 +10,7 @@ from braintum.conversion.building.raw_dataset import DATASET_FILE, raw_folder_fr
 from braintum.conversion.duplicates.image_reading import is_image
 from braintum.conversion.files.folders import unused_images, walk
 from braintum.conversion.files.json_files import check_is_v2, read_json
-from braintum.conversion.format.cases import CASES_FILE, COLUMNS, Case, ClassSchema, read_cases
+from braintum.conversion.format.cases import CASES_FILE, COLUMNS, FOLDER_ENDINGS, Case, ClassSchema, read_cases
 from braintum.conversion.format.splits import SPLITS_FILE, read_splits
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -111,7 +111,7 @@ def _dataset_folder(target: str) -> Path | None:
 
 
 def input_from_dataset(folder: Path, not_needed: Sequence[str] = ()) -> AuditInput:
-    """Takes a data set in nnU-Net's raw format: imagesTr, imagesTs, labels, dataset.json, cases.csv, splits_final.json.
+    """Takes a data set in nnU-Net's raw format: images and labels, dataset.json, cases.csv, splits_final.json.
 
     Raises:
         FileNotFoundError: `dataset.json` or a training image is missing.
@@ -131,7 +131,7 @@ def input_from_dataset(folder: Path, not_needed: Sequence[str] = ()) -> AuditInp
         notes.append(f"There is no {CASES_FILE} ({', '.join(COLUMNS)}): patients and classes are unknown.")
     images: list[AuditImage] = []
     parts: dict[str, list[int]] = {}
-    for part in ("Tr", "Ts"):
+    for part in FOLDER_ENDINGS.values():
         found = _images_of_part(folder, part, dataset_json["file_ending"], cases)
         parts[f"images{part}"] = list(range(len(images), len(images) + len(found)))
         images += found
@@ -145,8 +145,9 @@ def input_from_dataset(folder: Path, not_needed: Sequence[str] = ()) -> AuditInp
     if without:
         notes.append(f"{len(without)} case(s) lack a channel that others have: {', '.join(without[:10])}.")
     splits = _read_splits(folder / SPLITS_FILE, images, parts["imagesTr"], notes, not_read)
-    if parts["imagesTs"]:
-        splits.append(Split("imagesTr and imagesTs", parts))
+    training, *tests = parts
+    for test in filter(parts.get, tests):
+        splits.append(Split(f"{training} and {test}", {side: parts[side] for side in (training, test)}))
     labels = dataset_json.get("labels")
     labels = labels if isinstance(labels, dict) else {}
     ignore = labels.get("ignore")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from braintum.conversion.building.inspection import SourceError
-from braintum.conversion.building.raw_dataset import DATASET_FILE, FOLDER_ENDINGS, STATE_FILE
+from braintum.conversion.building.raw_dataset import DATASET_FILE, STATE_FILE
 from braintum.conversion.files.json_files import label_values, read_dataset_json
-from braintum.conversion.format.cases import CASES_FILE, Case, ClassSchema, read_cases
+from braintum.conversion.format.cases import CASES_FILE, FOLDER_ENDINGS, Case, ClassSchema, read_cases
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def read_converted(raw_folder: Path, dataset_id: int) -> ConvertedDataset:
         schema,
         tuple(read_cases(folder / CASES_FILE, schema.class_names if schema else None).values()),
     )
-    cases = tuple(case for case in dataset.cases if case.split != "test" or dataset.files(case)[-1].is_file())
+    cases = tuple(case for case in dataset.cases if case.split == "train" or dataset.files(case)[-1].is_file())
     if not cases:
         raise SourceError(f"{folder / CASES_FILE}: holds no cases; convert the data set again")
     if len(cases) < len(dataset.cases):

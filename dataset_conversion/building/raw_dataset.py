@@ -27,7 +27,7 @@ from braintum.conversion.files.atomic import PARTIAL_PREFIX, remove_partial_file
 from braintum.conversion.files.disk import explain_unwritable
 from braintum.conversion.files.json_files import read_json
 from braintum.conversion.files.parallel import default_processes, run_cases
-from braintum.conversion.format.cases import CASES_FILE, Case, write_cases
+from braintum.conversion.format.cases import CASES_FILE, FOLDER_ENDINGS, Case, write_cases
 from braintum.conversion.format.splits import SPLITS_FILE, Splits
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,6 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "conversion_in_progress.json"
 DATASET_FILE = "dataset.json"
 LEFT_OUT_FILE = "left_out.json"
-FOLDER_ENDINGS = {"train": "Tr", "test": "Ts"}
-"""`Case.split` -> of `imagesTr`, `labelsTs` and so on."""
 
 Item = TypeVar("Item")
 
@@ -250,12 +248,12 @@ class RawDataset:
             logger.info("resuming the interrupted conversion in %s", self.build_folder)
 
     def image_path(self, case: Case, channel: int = 0) -> Path:
-        """Returns where one channel of a case is written: imagesTr, or imagesTs for the source's test part."""
+        """Returns where one channel of a case is written: imagesTr, or the folder of a test part."""
         folder = "images" + FOLDER_ENDINGS[case.split]
         return self.build_folder / folder / f"{self._name(case)}_{channel:04d}{self.file_ending}"
 
     def label_path(self, case: Case) -> Path:
-        """Returns where the label map of a case is written: labelsTr, or labelsTs for the source's test part."""
+        """Returns where the label map of a case is written: labelsTr, or the folder of a test part."""
         return self.build_folder / ("labels" + FOLDER_ENDINGS[case.split]) / f"{self._name(case)}{self.file_ending}"
 
     @property
@@ -329,7 +327,7 @@ class RawDataset:
             cases, splits = self.pseudonyms.cases(cases), self.pseudonyms.splits(splits)
             dataset_json = self.pseudonyms.dataset_json(dataset_json)
         content = dict(dataset_json)
-        content["numTraining"] = sum(case.split != "test" for case in cases)
+        content["numTraining"] = sum(case.split == "train" for case in cases)
         content["file_ending"] = self.file_ending
         write_cases(self.build_folder / CASES_FILE, cases)
         if splits:

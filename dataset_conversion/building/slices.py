@@ -18,6 +18,9 @@ ARRAY_AXIS = {"axial": 0, "coronal": 1, "sagittal": 2}
 ACQUISITION_RATIO = 1.5
 """A volume whose coarsest spacing is that much coarser than the next one was acquired in slices."""
 
+RESCALED_VOLUMES = "volumes_rescaled_to_0_1"
+"""Entry of `dataset.json`: volumes were brought to [0, 1] before they were sliced; the planners leave that as it is."""
+
 
 @dataclass(frozen=True)
 class SliceChoice:
@@ -222,6 +225,22 @@ def add_orientation_argument(parser: argparse.ArgumentParser) -> None:
         help="volumes: let nnU-Net read each as its file stores it; by default all are turned alike while they are "
         "read, and predicted masks are turned back",
     )
+
+
+def add_rescaling_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the option of slices whose intensities are those of their volume."""
+    parser.add_argument(
+        "--rescale-volumes",
+        action="store_true",
+        help="2-D cases: bring each channel of a volume to [0, 1], from its smallest to its largest value, before it "
+        "is sliced (papers 000 and 001), so that slices of one volume have one scale",
+    )
+
+
+def rescaled(array: np.ndarray) -> np.ndarray:
+    """Returns a volume from its smallest value, 0, to its largest, 1, in float32; all 0 if it has one value."""
+    low, high = float(array.min()), float(array.max())
+    return ((array - low) / ((high - low) or 1.0)).astype(np.float32)
 
 
 def slice_choice(slices: str | None, slice_margin: int, healthy_slices: int) -> SliceChoice | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from braintum.conversion.building.inspection import SourceError, raise_problems
 from braintum.conversion.files.file_checks import one_line
+from braintum.conversion.format.cases import FOLDER_ENDINGS
 from braintum.conversion.format.class_names import canonical_name
 from braintum.conversion.format.dates import iso_date, read_date
 
@@ -93,11 +94,12 @@ def _decode(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A row of a table of diagnoses: patient, canonical name of the class or empty, and date or empty."""
+    """A row of a table of diagnoses: patient, canonical name of the class or empty, date or empty, and part."""
 
     patient: str
     tumour_class: str
     date: str = ""
+    split: str = "train"
 
 
 @dataclass
@@ -124,7 +126,7 @@ class Diagnoses:
             within: further names that may hold a date, as those of `parts` but the first may.
 
         Returns:
-            Patient, class and date, each empty where neither the table nor, for the date, a name says it.
+            Patient, class and date, each empty where neither the table nor, for the date, a name says it; and the part.
 
         Raises:
             ValueError: several rows fit.
@@ -142,7 +144,7 @@ class Diagnoses:
             raise ValueError(f"the table has several rows of {key} ({dates}); name the folder after one of the dates")
         if not fitting:
             self.unknown.append("/".join(parts))
-            return Diagnosis(found[0].patient if found else "", "", date)
+            return Diagnosis(found[0].patient if found else "", "", date, found[0].split if found else "train")
         return replace(fitting[0], date=fitting[0].date or date)
 
     def notes(self, source: Path) -> list[str]:
@@ -173,7 +175,12 @@ def _some(names: Iterable[str]) -> str:
 
 
 def read_diagnoses(
-    path: Path, patient_column: str, class_column: str, case_column: str, date_column: str | None = None
+    path: Path,
+    patient_column: str,
+    class_column: str,
+    case_column: str,
+    date_column: str | None = None,
+    split_column: str | None = None,
 ) -> Diagnoses:
     """Reads the table of a source whose patients lie in folders.
 
@@ -183,17 +190,18 @@ def read_diagnoses(
         class_column: column of diagnoses; blanks are unknown.
         case_column: column of folder names.
         date_column: column of dates of examinations; None: a folder has one row.
+        split_column: column of the parts `train` (or blank), `test` and `external`; None: all are trained on.
 
     Raises:
         SourceError: the table cannot be used; all its problems are listed.
     """
     header_names, table = read_rows(path)
-    wanted = {patient_column, class_column, case_column, *([date_column] if date_column else [])}
+    wanted = {patient_column, class_column, case_column, *filter(None, (date_column, split_column))}
     missing = sorted(wanted - set(header_names))
     if missing:
         raise SourceError(
             f"{path}: has no column {', '.join(missing)}, but {', '.join(header_names) or 'none'}; name them with "
-            "--patient-column, --class-column, --case-column and --date-column"
+            "--patient-column, --class-column, --case-column, --date-column and --split-column"
         )
     rows: dict[str, list[Diagnosis]] = defaultdict(list)
     problems = []
@@ -204,15 +212,23 @@ def read_diagnoses(
         place = f"{path}, line {line}"
         try:
             when = read_date(row[date_column]) if date_column else ""
-            found = Diagnosis(patient, canonical_name(diagnosis) if diagnosis else "", when)
+            part = _part(row[split_column]) if split_column else "train"
+            found = Diagnosis(patient, canonical_name(diagnosis) if diagnosis else "", when, part)
         except ValueError as error:
             problems.append(f"{place}: {error}; correct it")
             continue
         if not folder or not patient:
             problems.append(f"{place}: no {patient_column if not patient else case_column}; fill it in")
         elif any(earlier.date == when and earlier != found for earlier in rows[folder]):
-            problems.append(f"{place}: {folder} is there twice with different patients or classes; remove one row")
+            problems.append(f"{place}: {folder} is there twice with different patients, classes or parts; remove a row")
         elif found not in rows[folder]:
             rows[folder].append(found)
     raise_problems(problems, path)
     return Diagnoses(dict(rows))
+
+
+def _part(text: str) -> str:
+    part = text.lower() or "train"
+    if part not in FOLDER_ENDINGS:
+        raise ValueError(f"{text!r} is no part of a data set; possible: {', '.join(FOLDER_ENDINGS)}")
+    return part

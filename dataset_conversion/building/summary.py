@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from braintum.conversion.format.cases import Case
+from braintum.conversion.format.cases import FOLDER_ENDINGS, Case
 
 HEADINGS = ("class", "cases", "patients", "tumour size, median [min–max]", "spacing", "image size")
 MAX_SIZES = 3
@@ -54,17 +54,25 @@ def summary_table(reports: Sequence[CaseReport], class_names: Sequence[str], uni
 
 def summary_notes(reports: Sequence[CaseReport]) -> str:
     """Returns what the table does not show, one fact a line: test part, unknown masks, duplicates, no spacing."""
-    n_test = sum(report.case.split == "test" for report in reports)
     n_unknown = sum(report.tumour_size is None for report in reports)
     groups = Counter(report.case.group for report in reports if report.case.group)
     n_without_spacing = sum(not report.case.spacing for report in reports)
     facts = (
-        (n_test, f"{n_test} cases are the source's test part (imagesTs)"),
         (n_unknown, f"{n_unknown} cases have no mask: their label map is the ignore label, they train the class only"),
         (len(groups), f"{sum(groups.values())} cases are in {len(groups)} groups of images of the same slice"),
         (n_without_spacing, f"{n_without_spacing} cases have no spacing: their distances are in pixels"),
     )
-    return "\n".join([*(fact for number, fact in facts if number), *plane_note(reports)])
+    return "\n".join([*part_notes(reports), *(fact for number, fact in facts if number), *plane_note(reports)])
+
+
+def part_notes(reports: Sequence[CaseReport]) -> list[str]:
+    """Returns a line for each part of the cases that is not trained on."""
+    counts = Counter(report.case.split for report in reports)
+    return [
+        f"{counts[part]} cases are the source's {part} part (images{ending})"
+        for part, ending in FOLDER_ENDINGS.items()
+        if part != "train" and counts[part]
+    ]
 
 
 def plane_note(reports: Sequence[CaseReport], remedy: str = "") -> list[str]:

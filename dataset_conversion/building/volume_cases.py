@@ -21,8 +21,10 @@ from braintum.conversion.building.registration_pictures import write_registratio
 from braintum.conversion.building.resampling import ResampledCase
 from braintum.conversion.building.selection import select_fraction
 from braintum.conversion.building.slices import (
+    RESCALED_VOLUMES,
     SliceChoice,
     choose_plane,
+    rescaled,
     shows_something,
     slice_geometry,
     slice_image,
@@ -30,7 +32,7 @@ from braintum.conversion.building.slices import (
     stack_slices,
     to_anatomical,
 )
-from braintum.conversion.building.summary import CaseReport, plane_note, summary_table
+from braintum.conversion.building.summary import CaseReport, part_notes, plane_note, summary_table
 from braintum.conversion.files.atomic import atomic_path
 from braintum.conversion.files.folders import unused_images, unused_note
 from braintum.conversion.files.parallel import run_cases
@@ -103,6 +105,8 @@ class Target:
         slice_classes: class of slices with and of slices without tumour; None leaves them their volume's class.
         keep_orientation: nnU-Net reads volumes as their files store them; else in one orientation, whatever that is.
         for_prediction: all cases are test cases, and there is nothing to split.
+        rescale: each channel of a volume is brought to [0, 1] before it is sliced.
+        labels_all: cases of test parts without a mask get the ignore label, too, so that their class is evaluated.
     """
 
     labels: Mapping[str, Any]
@@ -114,6 +118,12 @@ class Target:
     slice_classes: tuple[str, str] | None = None
     keep_orientation: bool = False
     for_prediction: bool = False
+    rescale: bool = False
+    labels_all: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rescale and self.slices is None:
+            raise ValueError("--rescale-volumes is for slices (planners rescale volumes): ask for slices, or leave it")
 
     @property
     def reader(self) -> str:
@@ -237,7 +247,7 @@ def convert_volumes(
     unused = unused_images(request.source, used, problems, request.not_needed)
     table = summary_table(reports, classes, target.unit)
     planes = [] if target.slices is None else plane_note(reports, "--plane axial cuts every volume the same way")
-    lines = [table, *notes, *planes, *_remark_lines(remarks), *unused_note(unused)]
+    lines = [table, *part_notes(reports), *notes, *planes, *_remark_lines(remarks), *unused_note(unused)]
     lines += _healthy_hints(sources, inspections, dataset_json.get("classification", {}).get("negative_class"))
     # a distance of slices that nobody knows is no ground for 3-D patches
     configuration = "3d_fullres" if target.slices is None and target.spacing_known else "2d"
@@ -261,15 +271,19 @@ def convert_volumes(
         "overwrite_image_reader_writer": target.reader,
         **dataset_json,
     }
+    if target.rescale:
+        content[RESCALED_VOLUMES] = True
     if remarks:
         content["remarks"] = {remark: remarks[remark] for remark in sorted(remarks)}
     dataset.finish(cases, splits, content, [*problems, *unused])
     return result
 
 
-def with_ignore_label(labels: Mapping[str, Any], sources: Sequence[VolumeSource]) -> dict[str, Any]:
-    """Declares nnU-Net's ignore label, the highest of all, if a training case needs it: one without a mask."""
-    if all(source.has_mask or source.case.split == "test" for source in sources):
+def with_ignore_label(
+    labels: Mapping[str, Any], sources: Sequence[VolumeSource], labels_all: bool = False
+) -> dict[str, Any]:
+    """Declares nnU-Net's ignore label, the highest of all, if a case needs it: one without a mask, see `Target`."""
+    if all(source.has_mask or (source.case.split != "train" and not labels_all) for source in sources):
         return dict(labels)
     values = [max(value) if isinstance(value, (list, tuple)) else value for value in labels.values()]
     return {**labels, IGNORE: max(values) + 1}
@@ -291,7 +305,7 @@ def inspect_volume(source: VolumeSource, target: Target) -> VolumeInspection:
         voxel = float(np.prod(image.GetSpacing())) / 1000 if target.spacing_known else 1.0
         report = CaseReport(case, image.GetSize(), _size(loaded.mask, voxel))
         return VolumeInspection((report,), (None,), tuple(remarks), source=loaded.source)
-    sliced = slice_volume(loaded, target.plane)
+    sliced = slice_volume(loaded, target.plane, target.rescale)
     tumour = None if sliced.mask is None else sliced.mask.max(axis=(1, 2)) > 0
     numbers = target.slices.select(shows_something(sliced.channels), tumour)
     if not numbers:
@@ -346,16 +360,17 @@ def _size(mask: np.ndarray | None, unit: float) -> float | None:
     return count * unit if count else None
 
 
-def slice_volume(loaded: LoadedVolume, plane: str) -> SlicedVolume:
-    """Turns a volume into slices; see `slices`."""
+def slice_volume(loaded: LoadedVolume, plane: str, rescale: bool = False) -> SlicedVolume:
+    """Turns a volume into slices, with `rescale` after it is brought to [0, 1]; see `slices`."""
     channels = [to_anatomical(image) for image in loaded.channels]
     plane = choose_plane(channels[0], plane)
     mask = None
     if loaded.mask is not None:
         turned = to_anatomical(image_like(loaded.mask, loaded.channels[0]))
         mask = stack_slices(sitk.GetArrayFromImage(turned), plane)
-    # of the volume, not of a slice: the slices of one volume get one type
-    stacks = tuple(stack_slices(compact(sitk.GetArrayFromImage(image)), plane) for image in channels)
+    # of the volume, not of a slice: the slices of one volume get one type, and one scale
+    prepare = rescaled if rescale else compact
+    stacks = tuple(stack_slices(prepare(sitk.GetArrayFromImage(image)), plane) for image in channels)
     geometry = slice_geometry(channels[0], plane)
     return SlicedVolume(stacks, mask, plane, *geometry, slice_positions(channels[0], plane))
 
@@ -371,7 +386,7 @@ def _write_tasks(
         for report, number in zip(found.reports, found.slices, strict=True):
             case = report.case
             images = tuple(dataset.image_path(case, channel) for channel in range(len(target.channel_names)))
-            label = dataset.label_path(case) if source.has_mask or case.split != "test" else None
+            label = dataset.label_path(case) if source.has_mask or case.split == "train" or target.labels_all else None
             expected = images if label is None else (*images, label)
             if not all(path.is_file() and path.stat().st_mtime_ns >= changed for path in expected):
                 files.append(CaseFiles(number, images, label))
@@ -396,7 +411,7 @@ def write_volume(task: WriteTask) -> None:
     if task.target.slices is None:
         write_3d(loaded, task.files[0], ignore)
         return
-    sliced = slice_volume(loaded, task.target.plane)
+    sliced = slice_volume(loaded, task.target.plane, task.target.rescale)
     write: Callable[[np.ndarray, Path], None] = _write_png
     if task.target.file_ending != ".png":
         write = partial(_write_slice, spacing=sliced.spacing, origin=sliced.origin)

@@ -14,8 +14,8 @@ CASES_FILE = "cases.csv"
 _CLASS_COLUMN = "class"
 """`class` is a Python keyword: the attribute is called `tumour_class`."""
 _NEEDED = ("case", _CLASS_COLUMN)
-SPLITS = ("train", "test")
-"""Of imagesTr and imagesTs."""
+FOLDER_ENDINGS = {"train": "Tr", "test": "Ts", "external": "External"}
+"""`Case.split` -> of `imagesTr`, `labelsTs` and so on."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Case:
         tumour_class: one of the data set's class names (column `class`).
         patient: the source's patient identifier.
         group: near-duplicates and other cases that have to stay on one side of a split share a group.
-        split: the source's own part: `train` (imagesTr) or `test` (imagesTs).
+        split: the source's own part: `train` (imagesTr), `test` (imagesTs), or `external` (imagesExternal), a test part
+            from elsewhere.
         plane: `axial`, `coronal` or `sagittal`.
         spacing: in mm, in the order x y [z], separated by blanks.
         source: the file that the case was made from, relative to the source folder, with forward slashes.
@@ -161,7 +162,7 @@ def read_cases(path: str | os.PathLike[str], class_names: Sequence[str] | None =
     cases: dict[str, Case] = {}
     for place, row in _rows(path):
         case = Case(**{name: row[column].strip() for column, name in _ATTRIBUTES.items() if column in row})
-        case = replace(case, split=case.split or SPLITS[0])
+        case = replace(case, split=case.split or "train")
         _check_row(case, place, cases, class_names)
         cases[case.case] = case
     return cases
@@ -218,8 +219,8 @@ def _check_row(case: Case, place: str, earlier: Mapping[str, Case], class_names:
             f"{place}: unknown class {case.tumour_class!r} of case {case.case!r}; known: {', '.join(class_names)} "
             "(dataset.json, classification), or leave it empty for unknown"
         )
-    if case.split not in SPLITS:
-        raise ValueError(f"{place}: split {case.split!r} of case {case.case!r}; possible: {', '.join(SPLITS)}")
+    if case.split not in FOLDER_ENDINGS:
+        raise ValueError(f"{place}: split {case.split!r} of case {case.case!r}; possible: {', '.join(FOLDER_ENDINGS)}")
 
 
 def find_cases_file(preprocessed_folder: str | os.PathLike[str], raw_folder: str | os.PathLike[str]) -> Path:

@@ -39,8 +39,8 @@ def read_splits(path: Path, remedy: str = "write it again") -> Splits:
 
 
 def _training_cases(cases: Iterable[Case]) -> list[Case]:
-    """Returns the cases that are not the source's test part, sorted by name: results must not depend on the order."""
-    chosen = sorted((case for case in cases if case.split != "test"), key=lambda case: case.case)
+    """Returns the cases outside of the source's test parts, sorted by name: results must not depend on the order."""
+    chosen = sorted((case for case in cases if case.split == "train"), key=lambda case: case.case)
     repeated = [name for name, count in Counter(case.case for case in chosen).items() if count > 1]
     if repeated:
         raise ValueError(f"case {repeated[0]!r} occurs {sum(case.case == repeated[0] for case in chosen)} times")
@@ -51,7 +51,7 @@ def group_cases(cases: Iterable[Case]) -> list[list[str]]:
     """Sorts training cases into groups that have to stay together: see `tied_cases`.
 
     Args:
-        cases: all cases; those of the source's test part (`split == "test"`) are left out.
+        cases: all cases; those of the source's test parts (`split` is not `train`) are left out.
 
     Raises:
         ValueError: a case occurs twice.
@@ -85,7 +85,7 @@ def patient_splits(cases: Iterable[Case], n_splits: int = 5, seed: int = 12345) 
     """Makes class-stratified folds that keep each patient and each near-duplicate group on one side.
 
     Args:
-        cases: all cases; those of the source's test part (`split == "test"`) are left out. The result does not
+        cases: all cases; those of the source's test parts (`split` is not `train`) are left out. The result does not
             depend on their order.
         n_splits: number of folds, reduced (with a warning) to the number of groups where there are fewer.
         seed: nnU-Net's own default.
@@ -194,7 +194,7 @@ def check_splits(splits: Splits, cases: Iterable[Case]) -> None:
 
     Args:
         splits: in nnU-Net's format.
-        cases: all cases; those of the source's test part (`split == "test"`) must not occur in the splits.
+        cases: all cases; those of the source's test parts (`split` is not `train`) must not occur in the splits.
 
     Raises:
         ValueError: a case is unknown, missing, validated twice, or on both sides; or a patient or near-duplicate

@@ -31,7 +31,12 @@ import numpy as np
 
 from braintum.conversion.building.inspection import nothing_found
 from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
-from braintum.conversion.building.slices import add_orientation_argument, add_slice_arguments, slice_choice
+from braintum.conversion.building.slices import (
+    add_orientation_argument,
+    add_rescaling_argument,
+    add_slice_arguments,
+    slice_choice,
+)
 from braintum.conversion.building.source_tables import read_rows
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
 from braintum.conversion.building.volume_reading import Volume, read_case
@@ -147,6 +152,7 @@ def _look_up(array: np.ndarray, table: Mapping[int, int]) -> np.ndarray:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this source's own options."""
     add_slice_arguments(parser)
+    add_rescaling_argument(parser)
     add_orientation_argument(parser)
     parser.add_argument(
         "--regions",
@@ -175,6 +181,7 @@ def convert(
     unlabelled: str = "test",
     keep_orientation: bool = False,
     t1ce_only: bool = False,
+    rescale_volumes: bool = False,
 ) -> ConversionResult:
     """Converts the data set to NIfTI in nnU-Net's raw layout, or only checks it (`request.dry_run`).
 
@@ -187,6 +194,7 @@ def convert(
         unlabelled: `test` or `train`: where cases without a segmentation go.
         keep_orientation: let nnU-Net read volumes as their files store them.
         t1ce_only: one channel, T1ce, and one label, the whole tumour.
+        rescale_volumes: bring volumes to [0, 1] before they are sliced.
 
     Returns:
         The data set's folder and summary.
@@ -208,6 +216,7 @@ def convert(
         "unlabelled": unlabelled,
         "keep_orientation": keep_orientation,
         **({"t1ce_only": True} if t1ce_only else {}),
+        **({"rescale_volumes": True} if rescale_volumes else {}),
     }
     dataset = RawDataset.open(request, KIND, options)
     sources, problems = find_cases(request.source, unlabelled)
@@ -242,7 +251,7 @@ def convert(
         content |= {"description": "BraTS: T1ce with the whole tumour"}
         del content["source_labels"]
     labels = with_ignore_label(names, sources)
-    target = Target(labels, channels, choice, plane="axial", keep_orientation=keep_orientation)
+    target = Target(labels, channels, choice, plane="axial", keep_orientation=keep_orientation, rescale=rescale_volumes)
     return convert_volumes(request, dataset, sources, target, content, problems, notes)
 
 

@@ -36,6 +36,7 @@ from braintum.conversion.building.inspection import (
 )
 from braintum.conversion.building.raw_dataset import ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.selection import assign_groups, join_groups, select_fraction, warn_of_leaks
+from braintum.conversion.building.slices import RESCALED_VOLUMES
 from braintum.conversion.building.summary import CaseReport, summary_notes, summary_table
 from braintum.conversion.files.atomic import atomic_path
 from braintum.conversion.files.file_checks import check_file, one_line
@@ -198,6 +199,8 @@ def _incompatibilities(parts: Sequence[ConvertedDataset], channel_names: Sequenc
         elif first.is_2d != other.is_2d:
             sizes = ["slices" if part.is_2d else "volumes" for part in (first, other)]
             problems.append(f"{pair} dimensions ({sizes[0]} and {sizes[1]}); convert one of them again (--slices)")
+        if ours.get(RESCALED_VOLUMES) != theirs.get(RESCALED_VOLUMES):
+            problems.append(f"{pair} intensities (--rescale-volumes); convert both with it, or both without")
         labels = [{k: v for k, v in content["labels"].items() if k != IGNORE} for content in (ours, theirs)]
         orders = [content.get("regions_class_order") for content in (ours, theirs)]
         if labels[0] != labels[1] or orders[0] != orders[1]:
@@ -368,7 +371,7 @@ def _dataset_json(
         "description": "combined from " + ", ".join(part.folder.name for part in parts),
     }
     endings = {part.dataset_json["file_ending"] for part in parts}
-    for key in (READER, "regions_class_order"):
+    for key in (READER, RESCALED_VOLUMES, "regions_class_order"):
         if key in first and (key != READER or len(endings) == 1):
             content[key] = first[key]
     for key in ("reference", "licence"):

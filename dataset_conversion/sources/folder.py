@@ -18,7 +18,8 @@ patient has several folders, `--case-column` names the column with the folders, 
 that the folders' names hold. A folder that is not in the table has an unknown class. Masks are binary (every value but
 0 is tumour), or hold the values that `--labels` names. A patient without a mask learns the class only (ignore label),
 unless the class is the negative one (`--negative-class`, or a word for healthy): then an empty mask is the truth. New
-patients, with neither mask nor class, are converted with `--for-prediction`.
+patients, with neither mask nor class, are converted with `--for-prediction`. A column of parts (`--split-column`) sets
+cases aside for a test, and others, from elsewhere, for an external one.
 """
 
 import argparse
@@ -34,7 +35,12 @@ import numpy as np
 from braintum.conversion.building.examinations import find_examinations
 from braintum.conversion.building.raw_dataset import DATASET_FILE, ConversionRequest, ConversionResult, RawDataset
 from braintum.conversion.building.resampling import Resampling, read_resampled
-from braintum.conversion.building.slices import PLANES, SliceChoice, add_orientation_argument
+from braintum.conversion.building.slices import (
+    PLANES,
+    SliceChoice,
+    add_orientation_argument,
+    add_rescaling_argument,
+)
 from braintum.conversion.building.source_tables import Diagnoses, read_diagnoses
 from braintum.conversion.building.volume_cases import LoadedVolume, Target, convert_volumes, with_ignore_label
 from braintum.conversion.building.volume_reading import Volume, dicom_files, files_of, read_case
@@ -94,7 +100,7 @@ class FolderCase:
             if self.has_mask:
                 remarks += (f"no mask: an empty one is written, the class is {self.case.tumour_class}",)
                 mask = np.zeros(images[0].GetSize()[::-1], np.uint8)
-            elif self.case.split != "test":
+            elif self.case.split == "train":
                 remarks += ("no mask: learns the class only",)
         if found is None or not found.before:
             return LoadedVolume(images, mask, remarks)
@@ -154,6 +160,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="its column of dates, where a patient's examinations lie in folders that name the date",
     )
     parser.add_argument(
+        "--split-column",
+        metavar="NAME",
+        help="its column of parts: train (or blank), test, and external, cases from elsewhere; test goes to imagesTs, "
+        "external to imagesExternal, and neither is trained on",
+    )
+    parser.add_argument(
         "--for-prediction",
         type=int,
         nargs="?",
@@ -174,6 +186,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="the plane of slices (default: the one a volume was acquired in; axial if its voxels are about cubic)",
     )
+    add_rescaling_argument(parser)
     add_orientation_argument(parser)
     parser.add_argument(
         "--resample-to",
@@ -199,9 +212,11 @@ def convert(
     class_column: str = "class",
     case_column: str | None = None,
     date_column: str | None = None,
+    split_column: str | None = None,
     negative_class: str | None = None,
     representative_slices: int | None = None,
     plane: str = "auto",
+    rescale_volumes: bool = False,
     keep_orientation: bool = False,
     for_prediction: int | None = None,
     resample_to: str | None = None,
@@ -220,9 +235,11 @@ def convert(
         class_column: the table's column of diagnoses.
         case_column: the table's column of folder names, where these are not the patients.
         date_column: the table's column of dates, where patients have several examinations.
+        split_column: the table's column of parts; None: all cases are trained on.
         negative_class: the healthy class; None: the one whose name says so.
         representative_slices: number of 2-D cases a patient; None for volumes.
         plane: `auto` or the plane of the slices.
+        rescale_volumes: bring volumes to [0, 1] before they are sliced.
         keep_orientation: let nnU-Net read volumes as their files store them.
         for_prediction: None for training; otherwise all cases go to imagesTs, with the channels in the order of this
             data set, or in the given one at 0.
@@ -246,6 +263,8 @@ def convert(
         patterns = _in_order_of(request, for_prediction, patterns)
     if labels is not None and mask is None:
         raise ValueError("--labels needs --mask: the pattern of the masks' files; add it")
+    if split_column is not None and (table is None or for_prediction is not None):
+        raise ValueError("--split-column needs --table, and has no meaning with --for-prediction: correct the options")
     if register and resample_to is None:
         raise ValueError("--register needs --resample-to: the channel with which the others are aligned; add it")
     resampling = None if resample_to is None else Resampling.to(resample_to, tuple(patterns), register)
@@ -258,9 +277,11 @@ def convert(
         "labels": None if labels is None else list(labels),
         "table": None if table is None else str(table),
         "columns": [patient_column, class_column, case_column, date_column],
+        **({} if split_column is None else {"split_column": split_column}),
         **({} if negative_class is None else {"negative_class": negative_class}),
         "representative_slices": representative_slices,
         "plane": plane,
+        **({"rescale_volumes": True} if rescale_volumes else {}),
         "keep_orientation": keep_orientation,
         "for_prediction": for_prediction,
         **({} if resample_to is None else {"resample_to": resample_to, "register": register}),
@@ -271,7 +292,9 @@ def convert(
         path = next((p for p in (request.source / table, table) if p.is_file()), None)
         if path is None:
             raise FileNotFoundError(f"{request.source / table}: no such table, nor {table}; correct --table")
-        diagnoses = read_diagnoses(path, patient_column, class_column, case_column or patient_column, date_column)
+        diagnoses = read_diagnoses(
+            path, patient_column, class_column, case_column or patient_column, date_column, split_column
+        )
     sources, problems, notes = find_cases(request.source, patterns, mask, label_values, diagnoses)
     classes = {source.case.tumour_class for source in sources} - {""}
     if for_prediction is not None:
@@ -306,14 +329,17 @@ def convert(
     names = BINARY_LABELS if label_values is None else {name: i for i, name in enumerate(label_values, start=1)}
     if label_values is not None:
         content["source_labels"] = {str(names[name]): value for name, value in label_values.items()}
-    target_labels = with_ignore_label({"background": 0, **names}, sources)
+    labels_all = split_column is not None  # all parts are evaluated
+    target_labels = with_ignore_label({"background": 0, **names}, sources, labels_all)
     target = Target(
         target_labels,
         tuple(patterns),
         choice,
         plane,
         keep_orientation=keep_orientation,
+        rescale=rescale_volumes,
         for_prediction=for_prediction is not None,
+        labels_all=labels_all,
     )
     if register:
         notes.append(f"Pictures of the registration, to be looked at: {dataset.pictures_folder}")
@@ -401,7 +427,7 @@ def find_cases(
             label, place = "/".join(parts), examination.folder.relative_to(source).as_posix()
             patient = row.patient or examination.patient or (parts[0] if len(parts) < 3 else "/".join(parts[:-1]))
             patients[patient].append(label)
-            case = Case(_case_name(label), row.tumour_class, patient, source=place, date=row.date)
+            case = Case(_case_name(label), row.tumour_class, patient, split=row.split, source=place, date=row.date)
             channels = tuple(volumes[0] for volumes in examination.chosen.values())
             cases.append(FolderCase(case, channels, next(iter(examination.masks), None), mapping))
     counts = Counter(case.case.case for case in cases)
@@ -411,6 +437,16 @@ def find_cases(
         if counts[case.case.case] > 1
     ]
     cases = [case for case in cases if counts[case.case.case] == 1]
+    parts_of: dict[str, set[str]] = defaultdict(set)
+    for found in cases:
+        parts_of[found.case.patient].add(found.case.split)
+    problems += [
+        f"{source}: patient {patient} is in the parts {' and '.join(sorted(names))} of the table; put all examinations "
+        "of a patient into one"
+        for patient, names in parts_of.items()
+        if len(names) > 1
+    ]
+    cases = [case for case in cases if len(parts_of[case.case.patient]) == 1]
     notes = [
         f"Several examinations: {patient} ({', '.join(labels)})."
         for patient, labels in sorted(patients.items())

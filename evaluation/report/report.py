@@ -272,7 +272,8 @@ def read_explanations(folders: Sequence[Path]) -> Explanations:
         if not file.is_file():
             raise FileNotFoundError(f"no {EXPLANATIONS_FILE} in {folder}; braintum_explain writes it")
         rows = read_json(file).get("cases")
-        if isinstance(rows, list) and any(isinstance(row, Mapping) and "structure" in row for row in rows):
+        listed = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+        if any(row.keys() & {"structure", "block"} for row in listed):
             raise ValueError(f"{file} explains masks; a report shows explanations of classes")
         if not isinstance(rows, list) or not all(isinstance(row, Mapping) and set(row) >= _EXPLAINED for row in rows):
             raise ValueError(f"{file} was not written by braintum_explain: it has no list of explained cases")

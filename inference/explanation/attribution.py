@@ -23,7 +23,7 @@ import torch
 from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam, LayerGradientXActivation
 from torch import nn
 
-from braintum.inference.explanation.subjects import Subject
+from braintum.inference.explanation.subjects import AttentionSubject, Subject
 
 SMALLEST_EDGE = 7
 """Positions along the longest axis that make a stage fine enough: those of the 7 x 7 features of ResNet's Grad-CAM."""
@@ -185,9 +185,31 @@ def integrated_gradients(tolerance: float = 0.05, max_parts: int = 24) -> Attrib
     return attribute
 
 
+def attention_masks(network: Any, window: torch.Tensor, subject: Subject) -> WindowAttribution:
+    """Mean mask of the heads of an :class:`~braintum.inference.explanation.subjects.AttentionSubject`, in (0, 1).
+
+    It is interpolated to the window.
+    """
+    if not isinstance(subject, AttentionSubject):
+        raise TypeError(f"{subject} has no attention masks")
+    scores: list[torch.Tensor] = []
+    mask_network = network.get_submodule(subject.name).mask
+    handle = mask_network.register_forward_hook(lambda module, inputs, output: scores.append(output))
+    try:
+        with torch.no_grad():
+            network(window)
+    finally:
+        handle.remove()
+    mask = torch.sigmoid(scores[0].float()).mean(-1)[:, None]  # (1, 1, [Z,] Y, X)
+    size = tuple(window.shape[2:])
+    return WindowAttribution(LayerAttribution.interpolate(mask, size, _INTERPOLATION[len(size)])[0, 0].cpu())
+
+
+ATTENTION_MASKS = "attention_masks"
+"""Method that shows masks of attention."""
 METHODS: dict[str, Callable[..., Attribute]] = {
     "gradcam": grad_cam,
     "hirescam": hires_cam,
     "integrated_gradients": integrated_gradients,
 }
-"""Method by its name on the command line."""
+"""Methods that explain a score, by their names on the command line."""

@@ -11,17 +11,19 @@ import torch
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from scipy.special import entr
 
+from braintum.architectures.blocks.adaptive_masked_attention import attentions_of
 from braintum.conversion.format.label_names import named_labels
-from braintum.inference.explanation.attribution import METHODS, Attribute
+from braintum.inference.explanation.attribution import ATTENTION_MASKS, METHODS, Attribute, attention_masks
 from braintum.inference.explanation.explanation import (
     CaseAttribution,
+    bare_network,
     explain_preprocessed,
     mask_figures,
     similarity,
     to_image_grid,
 )
 from braintum.inference.explanation.explanation_files import map_file_ending, write_map, write_overlay
-from braintum.inference.explanation.subjects import ClassSubject, MaskSubject
+from braintum.inference.explanation.subjects import AttentionSubject, ClassSubject, MaskSubject
 from braintum.inference.models.segmentation_predictor import SegmentationPredictor
 from braintum.inference.prediction.class_evidence import aggregate
 from braintum.inference.prediction.joint_predictor import JointPredictor, structure_channels
@@ -58,7 +60,8 @@ class Explainer:
 
     Attributes:
         predictor: initialised.
-        method: a key of :data:`braintum.inference.explanation.attribution.METHODS`.
+        method: a key of :data:`braintum.inference.explanation.attribution.METHODS`, or
+            :data:`~braintum.inference.explanation.attribution.ATTENTION_MASKS`.
         attribute: what it names, with its options.
         labels: folder of true label maps.
         controls: also compare with networks whose weights are drawn anew.
@@ -258,6 +261,29 @@ class MaskExplainer(Explainer):
         return rows
 
 
+@dataclass(frozen=True)
+class AttentionExplainer(Explainer):
+    """Shows the masks of adaptive masked attention, block by block."""
+
+    columns = ("case", "block", "method", *_OF_MASKS, *_CONTROLS)
+
+    def explain(self, case: str, files: Sequence[str], target: Path) -> list[dict[str, Any]]:
+        """A row a block; ``<case>_<block>`` with ending and ``_overlay.png``."""
+        predicted = self._predict(case, files)
+        labels, true_labels = self._on_image_grid(predicted), self._true_labels(case)
+        masks = [labels > 0, None if true_labels is None else true_labels > 0]
+        rows = []
+        for name in attentions_of(bare_network(self.predictor)):
+            maps = explain_preprocessed(
+                self.predictor, predicted.data, AttentionSubject(name=name), self.attribute, self.controls
+            )
+            attribution, block = self._map(predicted, maps), name.removesuffix(".masked_attention")
+            rows.append(self._row(predicted, block=block, **self._figures(predicted, maps, attribution, masks)))
+            title = f"masks of attention in {block}, mean of heads"
+            self._write(predicted, attribution, masks, target, title, _suffix(block), "mask")
+        return rows
+
+
 def _suffix(structure: str) -> str:
     """What tells the files of a structure from those of others; names of labels may hold anything."""
     return "_" + re.sub(r"[^\w-]+", "_", structure)
@@ -298,16 +324,22 @@ def choose_explainer(
         controls: see :class:`Explainer`.
 
     Raises:
-        ValueError: unknown method, class or structure, a stage for integrated gradients, which have none, or the class
-            is to be explained of a model that predicts none.
+        ValueError: unknown method, class or structure, a stage for a method that has none, the class is to be
+            explained of a model that predicts none, or attention masks are to be shown that the network does not have.
         FileNotFoundError: no folder of labels.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
+    if method not in (*METHODS, ATTENTION_MASKS):
+        raise ValueError(f"unknown method {method!r}; choose one of {', '.join((*METHODS, ATTENTION_MASKS))}")
     if labels is not None and not labels.is_dir():
         raise FileNotFoundError(f"the folder of label maps {labels} does not exist")
-    if method == "integrated_gradients" and stage is not None:
-        raise ValueError("integrated gradients explain the image itself; -stage is for gradcam and hirescam")
+    if method not in ("gradcam", "hirescam") and stage is not None:
+        raise ValueError(f"{method} explains no features of a stage; -stage is for gradcam and hirescam")
+    if method == ATTENTION_MASKS:
+        if class_name is not None or mask or structures:
+            raise ValueError(f"{method} are the same for all classes and structures; name none of them")
+        if not attentions_of(bare_network(predictor)):
+            raise ValueError(f"a model of {predictor.trainer_name} has no attention masks; choose another method")
+        return AttentionExplainer(predictor, method, attention_masks, labels, controls)
     attribute = METHODS[method]() if method == "integrated_gradients" else METHODS[method](stage)
     if mask is None:
         mask = bool(structures) or not isinstance(predictor, JointPredictor)

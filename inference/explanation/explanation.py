@@ -2,7 +2,8 @@
 
 The windows of a case are those of prediction, without mirroring. The attribution of a class counts as its window counts
 in the class probabilities (by the tumour that is predicted in it), that of a mask by the voxels of the mask in its
-window; overlapping windows are averaged with nnU-Net's Gaussian weights. Folds are averaged.
+window, the masks of an attention alike; overlapping windows are averaged with nnU-Net's Gaussian weights. Folds are
+averaged.
 
 The check is that of Adebayo et al. 2018 (https://arxiv.org/abs/1810.03292): a map that hardly changes when the weights
 are drawn anew shows the image, not what the network learned.
@@ -24,7 +25,7 @@ from torch import nn
 
 from braintum.architectures.heads.classification_head import tumour_probability
 from braintum.inference.explanation.attribution import Attribute
-from braintum.inference.explanation.subjects import ClassSubject, MaskSubject, Subject
+from braintum.inference.explanation.subjects import AttentionSubject, ClassSubject, MaskSubject, Subject
 from braintum.inference.prediction.class_evidence import WEIGHT_FLOOR
 
 
@@ -34,8 +35,9 @@ class CaseAttribution:
 
     Attributes:
         trained: of the model.
-        random_head: with the weights of what makes the score of the features drawn anew: the classification head, or of
-            a mask the segmentation's output layers; None without controls, and of networks that have no such layers.
+        random_head: with the weights of what makes the score of the features drawn anew: the classification head, of a
+            mask the segmentation's output layers, or of attention what makes its masks; None without controls, and of
+            networks that have no such layers.
         random_network: with all weights drawn anew; None without controls.
         completeness_error: how far the sums of integrated gradients are off, as a share of the differences that they
             should amount to; None for other methods.
@@ -75,21 +77,21 @@ class _Windows:
 def explain_preprocessed(
     predictor: nnUNetPredictor,
     data: torch.Tensor,
-    subject: ClassSubject | MaskSubject,
+    subject: ClassSubject | MaskSubject | AttentionSubject,
     attribute: Attribute,
     controls: bool = True,
 ) -> CaseAttribution:
-    """Attribution of the score of a class or a mask for a preprocessed case.
+    """Attribution of the score of a class or a mask, or the masks of an attention, for a preprocessed case.
 
     Args:
         predictor: with a network, and the weights of its folds. Its weights are those of the last fold afterwards.
         data: (C, Z, Y, X), float32, as nnU-Net's preprocessor makes it.
-        subject: what to explain; the mask is that of the whole case, (Z, Y, X).
-        attribute: of :data:`braintum.inference.explanation.attribution.METHODS`.
+        subject: what to explain; the mask of a structure is that of the whole case, (Z, Y, X).
+        attribute: of :data:`braintum.inference.explanation.attribution.METHODS`, or
+            :func:`~braintum.inference.explanation.attribution.attention_masks`.
         controls: also explain networks whose weights are drawn anew.
     """
-    network = getattr(predictor.network, "_orig_mod", predictor.network)  # captum needs no compiled network
-    network = network.to(predictor.device).eval()
+    network = bare_network(predictor).to(predictor.device).eval()
     windows = _Windows.of(predictor, data.float())
     maps: dict[str, list[np.ndarray]] = {"trained": [], "random_head": [], "random_network": []}
     error = difference = 0.0
@@ -98,8 +100,9 @@ def explain_preprocessed(
         if isinstance(subject, MaskSubject):
             subjects, weights = _masks_of_windows(windows, subject)
         else:
-            weights = _window_weights(network, windows, predictor.label_manager.has_regions)
-            subjects = [subject] * len(weights)
+            subjects, weights = [subject] * len(windows.slicers), [1.0] * len(windows.slicers)
+            if isinstance(subject, ClassSubject):
+                weights = _window_weights(network, windows, predictor.label_manager.has_regions)
         of_windows = list(zip(windows.slicers, subjects, weights, strict=True))
         trained, fold_error, fold_difference = _combine(network, windows, of_windows, attribute)
         maps["trained"].append(trained)
@@ -115,6 +118,11 @@ def explain_preprocessed(
                 network.load_state_dict(parameters)
     averaged: dict[str, Any] = {name: np.mean(folds, axis=0) if folds else None for name, folds in maps.items()}
     return CaseAttribution(**averaged, completeness_error=error / difference if difference else None)
+
+
+def bare_network(predictor: nnUNetPredictor) -> Any:
+    """The network, not compiled: captum takes no other."""
+    return getattr(predictor.network, "_orig_mod", predictor.network)
 
 
 def _window_weights(network: Any, windows: _Windows, has_regions: bool) -> list[float]:
@@ -140,9 +148,11 @@ def _masks_of_windows(windows: _Windows, subject: MaskSubject) -> tuple[list[Sub
 
 
 def _head(network: Any, subject: Subject) -> nn.Module | None:
-    """What makes the score of the features."""
+    """What makes the score, or the masks, of the features."""
     if isinstance(subject, ClassSubject):
         return network.classification_head
+    if isinstance(subject, AttentionSubject):
+        return network.get_submodule(subject.name).mask
     return getattr(getattr(network, "decoder", None), "seg_layers", None)
 
 

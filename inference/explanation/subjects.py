@@ -107,6 +107,17 @@ class ClassSubject(Subject):
 
 
 @dataclass(frozen=True)
+class AttentionSubject(Subject):
+    """The masks of adaptive masked attention: where it looks. There is no score.
+
+    Attributes:
+        name: of the attention in the network.
+    """
+
+    name: str = ""
+
+
+@dataclass(frozen=True)
 class MaskSubject(Subject):
     """The mask of a structure.
 

@@ -8,6 +8,7 @@ from network_contract import PLANS, NetworkContract, Plan, first_of_each_dimensi
 from torch import nn
 
 from braintum.architectures.blocks.bt_block import BTBlock, SelfAttention
+from braintum.architectures.blocks.modality_masks import MODALITY_FEATURES, ModalityFeatures, ModalityMaskNetwork
 from braintum.architectures.heads.t_inception import ParallelConvolutions, TInceptionBlock
 from braintum.architectures.networks.braintumnet import BrainTumNet
 
@@ -43,6 +44,12 @@ class TestBrainTumNetWithoutInception(NetworkContract):
         assert any(isinstance(part, BTBlock) for part in parts)
 
 
+class TestBrainTumNetWithAllOptions(NetworkContract):
+    network_class = BrainTumNet
+    extra_kwargs = {"bt_blocks_at_all_levels": True, "modality_masks": True}
+    plans = first_of_each_dimension(PLANS)
+
+
 def network(plan: Plan = DEEP_PLAN, **kwargs: Any) -> Any:
     torch.manual_seed(0)
     return TestBrainTumNet().build(plan, **kwargs)
@@ -53,6 +60,53 @@ def test_bt_blocks_stand_at_low_resolution_in_encoder_and_decoder() -> None:
     assert [len(blocks) for blocks in net.encoder.bt_blocks] == [0, 0, 0, 1, 1]
     assert [len(blocks) for blocks in net.decoder.bt_blocks] == [1, 0, 0, 0]  # lowest resolution first
     assert [len(blocks) for blocks in network(PLANS[0]).encoder.bt_blocks] == [0, 0, 1]  # at least the bottleneck
+
+
+def test_bt_blocks_at_all_levels_of_the_decoder() -> None:
+    usual, more = network(), network(bt_blocks_at_all_levels=True)
+    assert [len(blocks) for blocks in more.encoder.bt_blocks] == [0, 0, 0, 1, 1]
+    assert [len(blocks) for blocks in more.decoder.bt_blocks] == [1, 1, 1, 1]
+    added = sum(parameter.numel() for block in more.decoder.bt_blocks[1:] for parameter in block.parameters())
+    assert num_parameters(more) == num_parameters(usual) + added
+    more.load_state_dict(usual.state_dict(), strict=False)
+    more, usual = more.eval(), usual.eval()
+    patch = DEEP_PLAN.patch(1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(more(patch), usual(patch), rtol=0, atol=0)  # they start as the identity
+        nn.init.normal_(more.decoder.bt_blocks[-1][0].restore.weight)
+        assert (more(patch) - usual(patch)).abs().max() > 1e-3
+    without = network(bt_blocks_at_all_levels=True, use_transformer=False)
+    assert not any(len(blocks) for blocks in without.decoder.bt_blocks)
+
+
+def test_each_branch_of_the_masks_reads_its_modality() -> None:
+    torch.manual_seed(0)
+    mask = ModalityMaskNetwork(3 + 2 * MODALITY_FEATURES, 5, 4, 2)
+    tokens = torch.randn(2, 6, 3 + 2 * MODALITY_FEATURES, requires_grad=True)
+    first, second = tokens[..., : 3 + MODALITY_FEATURES], torch.cat((tokens[..., :3], tokens[..., -8:]), -1)
+    torch.testing.assert_close(mask(tokens), mask.branches[0](first) + mask.branches[1](second))
+    features = ModalityFeatures(nn.Conv2d, 2)
+    image = torch.randn(1, 2, 9, 9, requires_grad=True)
+    features(image)[:, :MODALITY_FEATURES].square().sum().backward()
+    assert image.grad is not None and image.grad[:, 0].any() and not image.grad[:, 1].any()
+
+
+def test_masks_see_modalities_in_the_encoder_only() -> None:
+    torch.manual_seed(0)
+    net = TestBrainTumNet().build(DEEP_PLAN, 2, modality_masks=True).eval()
+    kinds = [isinstance(each.mask, ModalityMaskNetwork) for each in net.modules() if hasattr(each, "mixture_of_input")]
+    assert kinds == [True, True, False]  # two levels of the encoder, one of the decoder
+    for block in (blocks[0] for blocks in net.encoder.bt_blocks if len(blocks)):
+        nn.init.normal_(block.restore.weight)
+    patch = DEEP_PLAN.patch(1, 2)
+    with torch.no_grad():
+        before = net(patch)
+        net.encoder.modalities[0].weight[MODALITY_FEATURES:] *= -1  # of the second modality
+        assert (net(patch) - before).abs().max() > 1e-6
+
+
+def num_parameters(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
 
 
 def test_encoder_levels_convolve_with_three_kernel_sizes() -> None:

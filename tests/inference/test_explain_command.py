@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import SimpleITK
 from PIL import Image
-from tiny_training import CLASS_NAMES, TinyDataset, save_model, write_preprocessed
+from tiny_training import CLASS_NAMES, TinyDataset, save_model, write_images, write_preprocessed
 from volume_data import write_volume_file
 
+from braintum.evaluation.report.report import read_explanations
 from braintum.inference import explain_cli
-from braintum.inference.explanation.attribution import METHODS
+from braintum.inference.explanation.attribution import ATTENTION_MASKS, METHODS
 
 
 @pytest.fixture(autouse=True)
@@ -104,5 +105,36 @@ def test_command_on_png_and_wrong_arguments(nnunet_folders: Any, tmp_path: Path)
         run("-method", "integrated_gradients", "-stage", 1)
 
 
+@pytest.mark.slow
+def test_masks_of_attention(nnunet_folders: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = write_preprocessed(nnunet_folders.preprocessed, "2d")
+    model = save_model(dataset, "nnUNetTrainerBrainTumNet", (0,), "checkpoint_final.pth")
+    images, target = write_images(tmp_path / "images", (32, 32), 1), tmp_path / "out"
+    command = ["-i", images, "-o", target, "-m", model, "-device", "cpu", "--disable_tta", "--disable_progress_bar"]
+
+    def run(*more: str) -> int:
+        return explain_cli.explain([*map(str, command), "-method", "attention_masks", *more])
+
+    assert run() == 0
+    assert "1 cases explained" in capsys.readouterr().out
+    rows = json.loads((target / "explanations.json").read_text())["cases"]
+    blocks = [row["block"] for row in rows]
+    assert blocks == ["encoder.bt_blocks.3.0"]  # the plan's only level that is downsampled eightfold
+    names = {f"case_0_{block.replace('.', '_')}{ending}" for block in blocks for ending in (".nii.gz", "_overlay.png")}
+    assert {file.name for file in target.iterdir()} == {*names, "explanations.csv", "explanations.json"}
+    shown = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(target / "case_0_encoder_bt_blocks_3_0.nii.gz")))
+    assert shown.shape == (32, 32) and 0 < shown.min() < shown.max() < 1
+    assert rows[0]["predicted_mask_share"] > 0
+    assert all(-1 <= rows[0][f"spearman_random_{part}"] < 0.999 for part in ("head", "network"))
+    for flags in (["--class", "glioma"], ["--mask"], ["--structure", "tumour"]):
+        with pytest.raises(ValueError, match="attention_masks are the same for all classes and structures"):
+            run(*flags)
+    with pytest.raises(ValueError, match="explains masks; a report shows explanations of classes"):
+        read_explanations([target])
+    command[command.index(model)] = save_model(dataset, "nnUNetTrainerMultiTask", (0,), "checkpoint_final.pth")
+    with pytest.raises(ValueError, match="a model of nnUNetTrainerMultiTask has no attention masks"):
+        run()
+
+
 def test_methods_of_the_command_line_are_those_there_are() -> None:
-    assert tuple(METHODS) == explain_cli.METHOD_NAMES
+    assert (*METHODS, ATTENTION_MASKS) == explain_cli.METHOD_NAMES

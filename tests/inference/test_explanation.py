@@ -16,8 +16,10 @@ from tiny_training import CLASS_NAMES, write_preprocessed
 from torch import nn
 from volume_data import write_volume_file
 
+from braintum.architectures.blocks.adaptive_masked_attention import attentions_of
 from braintum.inference.explanation.attribution import (
     METHODS,
+    attention_masks,
     choose_stage,
     feature_modules,
     hires_cam,
@@ -31,7 +33,7 @@ from braintum.inference.explanation.explanation import (
     to_image_grid,
 )
 from braintum.inference.explanation.explanation_files import centre_of_interest, write_map
-from braintum.inference.explanation.subjects import ClassLogits, ClassSubject
+from braintum.inference.explanation.subjects import AttentionSubject, ClassLogits, ClassSubject
 from braintum.inference.prediction.joint_predictor import JointPredictor
 from braintum.inference.prediction.preprocessing import ModelDescription, preprocess_case
 from braintum.trainers import registered
@@ -116,6 +118,23 @@ def test_every_network_is_explained(trainer: str, datasets: dict[str, Any]) -> N
         assert found.attribution.isfinite().all()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_attention_masks_are_those_of_the_block(configuration: str, datasets: dict[str, Any]) -> None:
+    network, image = build(datasets, "nnUNetTrainerBrainTumNetAllLevels", configuration), window(configuration)
+    seen: dict[str, torch.Tensor] = {}
+    found = {name: attention_masks(network, image, AttentionSubject(name=name)) for name in attentions_of(network)}
+    for name, attention in attentions_of(network).items():
+        attention.masks = lambda *inputs, name=name, masks=attention.masks: seen.setdefault(name, masks(*inputs))
+    with torch.no_grad():
+        network(image)
+    assert len(found) > 1 and found.keys() == seen.keys()
+    for name, attribution in found.items():
+        shown, mask = attribution.attribution, seen[name].mean(-1)[0]
+        assert shown.shape == image.shape[2:] and 0 < mask.min() < mask.max() < 1
+        assert mask.min() - 1e-6 <= shown.min() and shown.max() <= mask.max() + 1e-6
+    torch.testing.assert_close(shown, mask)  # the last one is of full resolution
 
 
 @pytest.mark.slow

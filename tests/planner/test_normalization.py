@@ -14,6 +14,7 @@ from skimage.exposure import equalize_adapthist
 from braintum.planner.preprocessing.normalization import (
     CLAHEZScoreNormalization,
     PercentileZScoreNormalization,
+    VolumeRescaleTo01Normalization,
     choose_normalization,
 )
 
@@ -162,6 +163,15 @@ def test_choice(entry: dict[str, Any], name: str, expected: str) -> None:
     scheme, reason = choose_normalization(entry, name)
     assert scheme == expected
     assert reason and "\n" not in reason
+
+
+def test_slices_of_a_rescaled_volume_keep_its_scale_and_a_volume_gets_one() -> None:
+    volume = brain()
+    scaled = run(RescaleTo01Normalization, volume.copy())
+    dark = scaled[1:2] * 0.5
+    np.testing.assert_array_equal(run(VolumeRescaleTo01Normalization, dark), dark)
+    np.testing.assert_array_equal(run(VolumeRescaleTo01Normalization, volume), scaled)
+    assert run(RescaleTo01Normalization, dark.copy()).max() == 1  # what nnU-Net's scheme makes of it
 
 
 def test_8_bit_export_and_its_16_bit_original_look_alike() -> None:

@@ -11,7 +11,14 @@ import pytest
 from nnunet_runs import plan, plan_and_preprocess, write_dataset
 
 from braintum.commands.version import __version__
-from braintum.planner.planners import BrainTumPlanner, BrainTumPlanner25D, BrainTumPlannerLight
+from braintum.conversion.building.slices import RESCALED_VOLUMES
+from braintum.planner.planners import (
+    BrainTumPlanner,
+    BrainTumPlanner25D,
+    BrainTumPlannerBrainTumNet,
+    BrainTumPlannerLight,
+    BrainTumPlannerResSELKA,
+)
 from braintum.planner.planning.decisions import batch_size
 from braintum.planner.planning.memory import feature_map_elements, planned_network
 from braintum.planner.planning.presets import LIGHT, MEDIUM, MemoryReference
@@ -287,6 +294,26 @@ def test_neighbouring_slices(nnunet_folders: Any) -> None:
 def test_single_slices_have_no_neighbours(nnunet_folders: Any) -> None:
     with pytest.raises(ValueError, match="Dataset007_Tiny holds single slices, which have no neighbours"):
         plan_shapes(nnunet_folders, [[1, 64, 64]] * 20, BrainTumPlanner25D)
+
+
+@pytest.mark.parametrize(
+    ("planner", "channel_name", "scheme"),
+    [
+        (BrainTumPlannerLight, "T1ce", "VolumeRescaleTo01"),
+        (BrainTumPlannerBrainTumNet, "T1ce", "VolumeRescaleTo01"),
+        (BrainTumPlannerResSELKA, "T1ce", "PercentileZScore"),  # the paper's
+        (BrainTumPlannerLight, "percentile_zscore", "PercentileZScore"),
+    ],
+)
+def test_slices_of_rescaled_volumes_keep_their_scale(
+    nnunet_folders: Any, planner: Any, channel_name: str, scheme: str
+) -> None:
+    write_fingerprint(nnunet_folders, [[1, 64, 64]] * 20, [999.0, 1.0, 1.0])
+    file = nnunet_folders.raw / "Dataset007_Tiny" / "dataset.json"
+    content = {**load(file), "channel_names": {"0": channel_name}, RESCALED_VOLUMES: True}
+    file.write_text(json.dumps(content))
+    plans = planner(7).plan_experiment()
+    assert plans["configurations"]["2d"]["normalization_schemes"] == [f"{scheme}Normalization"]
 
 
 @pytest.mark.parametrize(

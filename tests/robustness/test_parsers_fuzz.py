@@ -28,7 +28,7 @@ from braintum.conversion.building.source_tables import read_diagnoses, read_rows
 from braintum.conversion.files.file_checks import DamagedFileError, check_file
 from braintum.conversion.files.json_files import read_dataset_json
 from braintum.conversion.format.calibration import Calibration
-from braintum.conversion.format.cases import SPLITS, Case, ClassSchema, read_cases, write_cases
+from braintum.conversion.format.cases import FOLDER_ENDINGS, Case, ClassSchema, read_cases, write_cases
 from braintum.conversion.format.class_names import canonical_name, known_name
 from braintum.conversion.format.label_names import named_labels, whole_tumour
 from braintum.conversion.format.pairs import named_pairs
@@ -108,7 +108,11 @@ def test_cases_csv(content: bytes, tmp_path: Path) -> None:
 
 
 @fuzz
-@given(rows=st.lists(st.tuples(texts, texts, texts, st.sampled_from(SPLITS), texts, texts, texts), max_size=5))
+@given(
+    rows=st.lists(
+        st.tuples(texts, texts, texts, st.sampled_from(sorted(FOLDER_ENDINGS)), texts, texts, texts), max_size=5
+    )
+)
 def test_cases_come_back_as_they_were_written(rows: list[tuple[str, ...]], tmp_path: Path) -> None:
     cases = [Case(f"c{number}", *row) for number, row in enumerate(rows)]
     write_cases(tmp_path / "cases.csv", cases)

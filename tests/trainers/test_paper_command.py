@@ -29,7 +29,11 @@ SUMMARY: dict[str, Any] = {
     },
     "classification": {
         "accuracy": {"value": 0.75},
-        "per_class": {"glioma": {"f1": {"value": 0.8}}, "meningioma": {}, "pituitary": {}},
+        "per_class": {
+            "glioma": {"f1": {"value": 0.8}, "sensitivity": {"value": 0.7}},
+            "meningioma": {"sensitivity": {"value": 0.5}},
+            "pituitary": {"sensitivity": {"value": None}},
+        },
         "confusion_matrix": [[4, 1, 0], [0, 2, 1], [1, 0, 3]],
     },
 }
@@ -88,6 +92,16 @@ def test_table_has_our_figures_below_the_published_ones() -> None:
     assert "the paper's number of epochs" in tables_text(reproduction, {}, "Dataset001_X", (0, 1), 1.0)
 
 
+def test_tables_of_external_data_show_the_external_part() -> None:
+    outcomes = {"BrainTumNet": {"patient": OUTCOME, "external": OUTCOME}}
+    masks, classes = (paper_table(table, outcomes)[-2:] for table in REPRODUCTIONS["000"].tables[2:])
+    assert masks == [
+        ["BrainTumNet", "published", "92.1", "11.47", "0.91"],
+        ["", "external part", "50.00±12.50", NOTHING, "0.400"],
+    ]
+    assert classes[1] == ["", "external part", "0.600", NOTHING, "0.750", NOTHING]
+
+
 def test_figures_in_the_units_of_the_paper() -> None:
     row = paper_table(REPRODUCTIONS["000"].tables[1], {"BrainTumNet": {"patient": OUTCOME}})
     ours = dict(zip(row[0], row[[line[0] for line in row].index("BrainTumNet") + 1], strict=True))
@@ -141,18 +155,31 @@ ARGUMENTS = ["004", "-d", "4", "--epochs-fraction", "0.02", "-device", "cpu"]
 
 
 def test_from_planning_to_the_printed_table(commands: Any, capsys: Any, nnunet_folders: Any) -> None:
+    raw = nnunet_folders.raw / "Dataset004_Heads"
+    (raw / "labelsExternal").mkdir()
+    (raw / "labelsExternal" / "b.png").touch()
     assert paper(ARGUMENTS) == 0
     assert [command[0] for command in commands] == [
         "nnUNetv2_plan_and_preprocess",
         "nnUNetv2_train",
-        "braintum_predict",
+        *["braintum_predict"] * 2,
     ]
+    predicted = [Path(command[command.index("-i") + 1]) for command in commands[2:]]
+    assert predicted == [raw / "imagesTs", raw / "imagesExternal"]
+    assert len({command[command.index("-o") + 1] for command in commands[2:]}) == 2
     assert commands[0][commands[0].index("-pl") + 1] == "BrainTumPlannerBr35H"
     assert commands[0][commands[0].index("-d") + 1] == "4"  # nnU-Net's planning takes numbers only
     assert "--c" in commands[1]
     text = (nnunet_folders.results / "paper_004_0.02" / "tables.md").read_text(encoding="utf-8")
     assert text in capsys.readouterr().out
-    for expected in ("0.02 of the paper's epochs", "0.826", "folds by patient", "test part", "0.500±0.125"):
+    for expected in (
+        "0.02 of the paper's epochs",
+        "0.826",
+        "folds by patient",
+        "test part",
+        "external part",
+        "0.500±0.125",
+    ):
         assert expected in text
 
 

@@ -39,12 +39,21 @@ def test_bad_settings_are_named(monkeypatch: pytest.MonkeyPatch, name: str, valu
         TrainingSettings.from_environment()
 
 
+@pytest.mark.parametrize("value", ["0", "-0.5", "nan", "inf", "much"])
+def test_weights_are_numbers_above_0(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("braintum_mask_supervision", "0.5")
+    assert TrainingSettings.from_environment() == TrainingSettings(mask_supervision=0.5)
+    monkeypatch.setenv("braintum_mask_supervision", value)
+    with pytest.raises(ValueError, match=f"braintum_mask_supervision takes a number above 0, got '{value}'"):
+        TrainingSettings.from_environment()
+
+
 def test_settings_given_replace_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("braintum_seed", "5")
     monkeypatch.setenv("braintum_augmentation", "cpu")
     before = dict(os.environ)
     given = TrainingSettings(num_epochs=7, num_iterations_per_epoch=3, task_balancing="pcgrad", permuted_labels=0)
-    for settings in (given, TrainingSettings(), TrainingSettings(seed=0, deterministic=True)):
+    for settings in (given, TrainingSettings(), TrainingSettings(seed=0, mask_supervision=0.25)):
         with settings.in_environment():
             assert TrainingSettings.from_environment() == settings
         assert dict(os.environ) == before

@@ -76,6 +76,29 @@ class ClassLabels:
         ]
 
 
+def tumour_and_ignored(
+    target: torch.Tensor, ignore_label: int | None, region_based: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Where a target shows tumour, and where nobody knows.
+
+    Args:
+        target: see :func:`patch_weights`.
+        ignore_label: likewise.
+        region_based: likewise.
+
+    Returns:
+        Bool (B, [Z,] Y, X); the second one None where the data set declares no ignore label.
+    """
+    if region_based:
+        ignored = target[:, -1] != 0 if ignore_label is not None else None
+        regions = target[:, :-1] if ignore_label is not None else target
+        tumour = (regions != 0).any(1)
+    else:
+        ignored = target[:, 0] == ignore_label if ignore_label is not None else None
+        tumour = target[:, 0] > 0
+    return tumour if ignored is None else tumour & ~ignored, ignored
+
+
 def patch_weights(
     target: torch.Tensor,
     labels: torch.Tensor,
@@ -102,19 +125,11 @@ def patch_weights(
     Returns:
         (B,) float32.
     """
-    channels = target.flatten(2)  # (B, channels, N)
-    if region_based:
-        ignored = channels[:, -1] != 0 if ignore_label is not None else None
-        regions = channels[:, :-1] if ignore_label is not None else channels
-        tumour = (regions != 0).any(1)
-    else:
-        ignored = channels[:, 0] == ignore_label if ignore_label is not None else None
-        tumour = channels[:, 0] > 0
+    tumour, ignored = tumour_and_ignored(target, ignore_label, region_based)
+    shows_tumour = tumour.flatten(1).any(1)
+    weights = torch.where(shows_tumour, 1.0, TUMOUR_FREE_PATCH_WEIGHT)
     if ignored is not None:
-        tumour = tumour & ~ignored
-    weights = torch.where(tumour.any(1), 1.0, TUMOUR_FREE_PATCH_WEIGHT)
-    if ignored is not None:
-        weights = torch.where(ignored.any(1) & ~tumour.any(1), covered_share.to(weights), weights)
+        weights = torch.where(ignored.flatten(1).any(1) & ~shows_tumour, covered_share.to(weights), weights)
     if negative_label is not None:
         weights = torch.where(labels == negative_label, torch.ones_like(weights), weights)
     return weights

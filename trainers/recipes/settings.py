@@ -37,6 +37,9 @@ class TrainingSettings:
             ``fixed`` weights, by learned ``uncertainty``, by gradient surgery (``pcgrad``), or by weights learned from
             the norms of the gradients (``gradnorm``), see
             :mod:`braintum.trainers.losses.task_balancing`.
+        mask_supervision: ``braintum_mask_supervision``: weight of a loss of the masks in adaptive masked attention,
+            which asks that they cover the tumour, see :mod:`braintum.trainers.losses.mask_supervision`; not set: they
+            are trained by the other losses alone, as in paper 000.
         augmentation: ``braintum_augmentation``: where patches are augmented: on the training device (``gpu``) or in
             nnU-Net's workers (``cpu``); by ``default`` on a CUDA device, for others in workers.
         precision: ``braintum_precision``: of training steps on a CPU: ``float32``, ``bfloat16``, or the faster one of
@@ -61,6 +64,7 @@ class TrainingSettings:
     seed: int | None = None
     deterministic: bool = False
     task_balancing: str = "fixed"
+    mask_supervision: float | None = None
     augmentation: str = "default"
     precision: str = ""
     permuted_labels: int | None = None
@@ -83,6 +87,7 @@ class TrainingSettings:
             seed=_whole_number("braintum_seed", minimum=0),
             deterministic=_choice("braintum_deterministic", ("0", "1")) == "1",
             task_balancing=_choice("braintum_task_balancing", TASK_BALANCING),
+            mask_supervision=_positive_number("braintum_mask_supervision"),
             augmentation=_choice("braintum_augmentation", AUGMENTATION),
             precision=_choice("braintum_precision", PRECISION),
             permuted_labels=_whole_number("braintum_permuted_labels", minimum=0),
@@ -124,6 +129,17 @@ def _choice(name: str, options: tuple[str, ...]) -> str:
         known = ", ".join(filter(None, options))
         raise ValueError(f"the environment variable {name} takes one of {known}, got {text!r}")
     return text
+
+
+def _positive_number(name: str) -> float | None:
+    text = os.environ.get(name, "").strip()
+    try:
+        value = float(text) if text else None
+    except ValueError:
+        value = 0.0
+    if value is not None and not 0 < value < float("inf"):
+        raise ValueError(f"the environment variable {name} takes a number above 0, got {text!r}")
+    return value
 
 
 def _whole_number(name: str, minimum: int) -> int | None:

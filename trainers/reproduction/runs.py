@@ -8,6 +8,7 @@ from typing import Any
 
 from braintum.commands.stages import Progress, Stages
 from braintum.conversion.files.parallel import default_processes
+from braintum.conversion.format.cases import FOLDER_ENDINGS
 from braintum.conversion.format.label_names import named_labels, whole_tumour
 from braintum.evaluation import api
 from braintum.trainers.recipes.recipe import Recipe
@@ -105,8 +106,8 @@ def run_system(run: Run, name: str, system: SystemOfPaper, splits: Sequence[str]
         stages: of the command.
 
     Returns:
-        Split → figures of its held-out images; ``test``: those of the data set's test part, where it has one, by the
-        models of the first split.
+        Split → figures of its held-out images; ``test`` and ``external``: those of the data set's test parts, where it
+        has them, by the models of the first split.
 
     Raises:
         CommandError: a stage failed.
@@ -120,8 +121,9 @@ def run_system(run: Run, name: str, system: SystemOfPaper, splits: Sequence[str]
             found = api.evaluate_models(run.model(system, split), folds=run.folds)
             outcomes[split] = _outcome(run, found)
             stage.outcome = f"{name}, held-out images of folds by {split}"
-    if any((run.raw / "labelsTs").glob("[!.]*")):
-        outcomes["test"] = _test(run, name, system, splits[0], stages)
+    for part, ending in FOLDER_ENDINGS.items():
+        if part != "train" and any((run.raw / f"labels{ending}").glob("[!.]*")):
+            outcomes[part] = _test(run, name, system, splits[0], stages, part)
     return outcomes
 
 
@@ -166,20 +168,20 @@ def _train(run: Run, name: str, system: SystemOfPaper, split: str, fold: int, st
         stage.outcome = f"{name}, fold {fold} by {split}: {finished()} of {epochs} epochs"
 
 
-def _test(run: Run, name: str, system: SystemOfPaper, split: str, stages: Stages) -> Outcome:
+def _test(run: Run, name: str, system: SystemOfPaper, split: str, stages: Stages, part: str) -> Outcome:
     model = run.model(system, split)
     folds = tuple(map(str, run.folds))
-    target = model / f"test_{'_'.join(folds)}"
+    target, ending = model / f"{part}_{'_'.join(folds)}", FOLDER_ENDINGS[part]
     with stages.stage("test") as stage:
         if not (target / "summary.json").is_file():
             stage.run(
-                *("braintum_predict", "-m", str(model), "-i", str(run.raw / "imagesTs"), "-o", str(target)),
+                *("braintum_predict", "-m", str(model), "-i", str(run.raw / f"images{ending}"), "-o", str(target)),
                 *("-f", *folds, "-device", run.device, "--continue_prediction"),
                 nnUNet_results=str(model.parents[1]),
             )
-        with stages.logged(f"evaluation of {name} on the test part"):
-            found = api.evaluate(target, run.raw / "labelsTs", cases=run.raw / "cases.csv")
-        stage.outcome = f"{name}, images of the test part"
+        with stages.logged(f"evaluation of {name} on the {part} part"):
+            found = api.evaluate(target, run.raw / f"labels{ending}", cases=run.raw / "cases.csv")
+        stage.outcome = f"{name}, images of the {part} part"
     return _outcome(run, found)
 
 

@@ -8,7 +8,7 @@ from braintum.trainers.reproduction.registry import Column, PaperTable, Reproduc
 from braintum.trainers.reproduction.runs import Outcome
 
 NOTHING = "–"
-_SOURCES = {"patient": "folds by patient", "image": "folds by image", "test": "test part"}
+_SOURCES = {"patient": "folds by patient", "image": "folds by image", "test": "test part", "external": "external part"}
 
 
 def paper_table(table: PaperTable, outcomes: Mapping[str, Mapping[str, Outcome]]) -> list[list[str]]:
@@ -22,6 +22,8 @@ def paper_table(table: PaperTable, outcomes: Mapping[str, Mapping[str, Outcome]]
     for system, published in table.published.items():
         rows.append([system, "published", *(published or (NOTHING,) * len(table.columns))])
         for split, outcome in outcomes.get(system, {}).items():
+            if table.part not in ("", split):
+                continue
             rows.append(["", _SOURCES[split], *(_ours(column, outcome) for column in table.columns)])
     return rows
 

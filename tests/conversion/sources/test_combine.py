@@ -223,6 +223,10 @@ REFUSALS = {
         lambda raw: change(raw, "Dataset603_Kaggle4", channel_names={"0": "T1", "1": "T2"}) or (BRISC, KAGGLE),
         "number of channels (T1 and T1/T2)",
     ),
+    "intensities": (
+        lambda raw: change(raw, "Dataset603_Kaggle4", volumes_rescaled_to_0_1=True) or (BR35H, KAGGLE),
+        "intensities (--rescale-volumes); convert both with it",
+    ),
     "labels": (
         lambda raw: change(raw, "Dataset603_Kaggle4", labels={"background": 0, "core": 1}) or (BR35H, KAGGLE),
         "differ in their labels",

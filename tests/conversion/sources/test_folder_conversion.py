@@ -24,14 +24,17 @@ from volume_data import (
     write_volume_file,
 )
 
+from braintum.conversion.audit.audit_input import input_from_dataset
 from braintum.conversion.building.inspection import SourceError
 from braintum.conversion.building.raw_dataset import ConversionRequest
+from braintum.conversion.building.slices import RESCALED_VOLUMES, rescaled
 from braintum.conversion.building.source_tables import read_diagnoses
 from braintum.conversion.building.volume_reading import read_any
 from braintum.conversion.cli import main
 from braintum.conversion.files.volumes import VolumeError, check_images, compact, read_volume
 from braintum.conversion.format.cases import read_cases
 from braintum.conversion.sources.folder import convert, find_cases
+from braintum.evaluation.api import evaluate
 
 NAME = "Dataset613_Hospital"
 CHANNELS = ["T1ce=*t1c*", "FLAIR=*flair*"]
@@ -178,6 +181,9 @@ def test_value_without_a_name_is_refused(source, raw):
         ({"labels": ["ignore=1"]}, "correct it"),
         ({"mask": None, "labels": ["core=1"]}, "needs --mask"),
         ({"representative_slices": 0}, "at least 1"),
+        ({"table": None, "split_column": "part"}, "--split-column needs --table"),
+        ({"for_prediction": 0, "split_column": "part"}, "no meaning with --for-prediction"),
+        ({"rescale_volumes": True}, "--rescale-volumes is for slices"),
     ],
 )
 def test_impossible_options_are_refused(source, raw, options, words):
@@ -198,6 +204,68 @@ def test_table_of_a_spreadsheet_with_other_columns(source, raw):
     # both folders of patient A are on one side
     for split in json.loads((raw / NAME / "splits_final.json").read_text(encoding="utf-8")):
         assert ("P_1" in split["val"]) == ("P2" in split["val"])
+
+
+def test_parts_of_the_table(source, raw, tmp_path):
+    for number in (5, 6):
+        shutil.copytree(source / "P2", source / f"P{number}")
+    (source / "cases.csv").write_text(
+        "patient,class,part\nP 1,Glioma,\nP2,MET,Train\nP3,glioma,test\n"
+        "P4,Meningioma,EXTERNAL\nP5,MET,external\nP6,MET,train\n"
+    )
+    result = convert(request(source, raw), **OPTIONS, split_column="part")
+    folder = raw / NAME
+    cases = read_cases(folder / "cases.csv")
+    assert {name: case.split for name, case in cases.items()} == {
+        **dict.fromkeys(("P_1", "P2", "P6"), "train"),
+        "P3": "test",
+        **dict.fromkeys(("P4", "P5"), "external"),
+    }
+    for part, names in (("Tr", ["P2", "P6", "P_1"]), ("Ts", ["P3"]), ("External", ["P4", "P5"])):
+        images = sorted(file.name for file in (folder / f"images{part}").iterdir())
+        assert images == [f"{name}_{channel:04d}.nii.gz" for name in names for channel in (0, 1)]
+        assert sorted(file.name for file in (folder / f"labels{part}").iterdir()) == [f"{n}.nii.gz" for n in names]
+    assert "1 cases are the source's test part (imagesTs)" in result.table
+    assert "2 cases are the source's external part (imagesExternal)" in result.table
+    content, splits = dataset_json(raw), json.loads((folder / "splits_final.json").read_text())
+    assert content["numTraining"] == 3 and {name for split in splits for name in split["val"]} == {"P_1", "P2", "P6"}
+    # P4 has a class and no mask: the former is evaluated
+    assert np.unique(sitk.GetArrayFromImage(read(raw, "labelsExternal/P4.nii.gz"))).tolist() == [2]
+    assert content["labels"]["ignore"] == 2
+    audited = input_from_dataset(folder)
+    assert [split.name for split in audited.splits][-2:] == ["imagesTr and imagesTs", "imagesTr and imagesExternal"]
+    assert not audited.not_read
+    predictions = tmp_path / "predictions"
+    shutil.copytree(folder / "labelsExternal", predictions)
+    write_volume_file(predictions / "P4.nii.gz", (mask_array() > 0).astype(np.uint8))
+    found = evaluate(predictions, folder / "labelsExternal", num_processes=1)
+    assert found.summary["dice"]["value"] == 1 and not found.failed  # of P5: nobody knows the mask of P4
+    assert found.summary["num_cases"] == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("P 1,glioma,train\nP2,MET,val\n", "cases.csv, line 3: 'val' is no part of a data set; possible: train, test"),
+        ("P 1,glioma,train\nP 1,glioma,test\n", "P 1 is there twice with different patients, classes or parts"),
+    ],
+)
+def test_faulty_parts_are_refused(source, raw, rows, words):
+    (source / "cases.csv").write_text(f"patient,class,part\n{rows}")
+    with pytest.raises(SourceError, match=words):
+        convert(request(source, raw), **OPTIONS, split_column="part")
+    assert not (raw / NAME).exists()
+
+
+def test_patient_in_two_parts_is_refused(source, raw):
+    (source / "cases.csv").write_text(
+        "folder,patient,class,part\nP 1,A,glioma,train\nP2,A,glioma,external\nP3,C,MET,train\nP4,D,MET,train\n"
+    )
+    shutil.copyfile(source / "P3" / "seg.nii.gz", source / "P4" / "seg.nii.gz")
+    with pytest.raises(SourceError, match="patient A is in the parts external and train of the table"):
+        convert(request(source, raw), **OPTIONS, case_column="folder", split_column="part")
+    result = convert(request(source, raw, strict=False), **OPTIONS, case_column="folder", split_column="part")
+    assert result.n_cases == 2
 
 
 def test_folder_that_is_not_in_the_table_has_an_unknown_class(source, raw):
@@ -508,6 +576,16 @@ def test_representative_slices(source, raw):
     image = read(raw, "imagesTr/P3_003_0001.nii.gz")
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), volume_array(21)[3, ::-1, ::-1])
     assert np.unique(sitk.GetArrayFromImage(read(raw, "labelsTr/P4_003.nii.gz"))).tolist() == [2]
+
+
+def test_volumes_are_rescaled_before_they_are_sliced(source, raw):
+    convert(request(source, raw), **OPTIONS, representative_slices=4, rescale_volumes=True)
+    assert dataset_json(raw)[RESCALED_VOLUMES] is True
+    image, volume = read(raw, "imagesTr/P3_003_0001.nii.gz"), volume_array(21).astype(float)
+    expected = (volume - volume.min()) / (volume.max() - volume.min())
+    np.testing.assert_allclose(sitk.GetArrayFromImage(image), expected[3, ::-1, ::-1], atol=1e-7)
+    assert image.GetPixelID() == sitk.sitkFloat32
+    np.testing.assert_array_equal(rescaled(np.full((1, 2, 2), 7)), np.zeros((1, 2, 2)))
 
 
 def test_other_plane(source, raw):
