@@ -87,7 +87,8 @@ def _to_sub_grids(x: torch.Tensor, rates: Sequence[int]) -> torch.Tensor:
     split = [part for size, rate in zip(x.shape[2:], rates, strict=True) for part in (size // rate, rate)]
     x = x.reshape(*x.shape[:2], *split)
     offsets, positions = range(3, 2 * axes + 2, 2), range(2, 2 * axes + 2, 2)
-    return x.permute(*offsets, 0, 1, *positions).flatten(0, axes)
+    x = x.permute(*offsets, 0, *positions, 1).flatten(0, axes)  # one copy, channels last
+    return x.movedim(-1, 1)
 
 
 def _from_sub_grids(x: torch.Tensor, batch: int, size: Sequence[int], rates: Sequence[int]) -> torch.Tensor:
@@ -125,10 +126,9 @@ def _gradient_of_weight(
     x, gradient = (part if set(kernel) == {3} and axes == 2 else part.float() for part in (x, gradient))
     if all(step == 1 for step in stride) and set(kernel) != {3}:
         channels = x.shape[0] * x.shape[1]
-        x = functional.pad(x, [pad for amount in reversed(padding) for pad in (amount, amount)])
         x = x.reshape(1, channels, *x.shape[2:])
         as_kernel = gradient.reshape(channels, 1, *gradient.shape[2:])
-        products = _CONVOLUTION[axes](x, as_kernel, None, list(dilation), 0, 1, channels)
+        products = _CONVOLUTION[axes](x, as_kernel, None, list(dilation), list(padding), 1, channels)
         return products.reshape(-1, *weight.shape).sum(0).to(weight.dtype)
     x, gradient = (part.contiguous(memory_format=_CHANNELS_LAST[axes]) for part in (x, gradient))
     return torch.ops.aten.convolution_backward(
