@@ -3,7 +3,7 @@
 import numpy as np
 
 from braintum.conversion.format.calibration import relative_logs
-from braintum.evaluation.metrics.classification_metrics import calibration_bins
+from braintum.evaluation.metrics.classification_metrics import CALIBRATION_BINS
 
 
 def negative_log_likelihood(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -19,7 +19,7 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[dict[str,
     mean of the gaps, weighted with the counts, is the calibration error that ``braintum_evaluate`` tells.
     """
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
-    bins = calibration_bins(confidence)
+    bins = _bins(confidence)
     return [
         {
             "confidence": float(confidence[bins == index].mean()),
@@ -30,13 +30,17 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[dict[str,
     ]
 
 
+def _bins(confidence: np.ndarray) -> np.ndarray:
+    return np.searchsorted(np.linspace(0, 1, CALIBRATION_BINS + 1), confidence, side="right") - 1
+
+
 class CalibrationFigures:
     """Calibration error, negative log-likelihood and Brier score under any multiplicity of the cases."""
 
     def __init__(self, probabilities: np.ndarray, labels: np.ndarray) -> None:
         confidence = probabilities.max(1)
         self._gap = (probabilities.argmax(1) == labels) - confidence
-        self._bins = calibration_bins(confidence)
+        self._bins = _bins(confidence)
         self._losses = negative_log_likelihood(probabilities, labels)
         self._squares = ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(1)
 

@@ -108,9 +108,9 @@ class ResampledClassification:
             is_class = labels[:, None] == np.arange(len(class_names))
             self._rankings = [_Ranking(*columns) for columns in zip(probabilities.T, is_class.T, strict=True)]
             self._squares = ((probabilities - is_class) ** 2).sum(1)
-            confidence = probabilities.max(1)
-            self._gaps = (probabilities.argmax(1) == labels) - confidence
-            self._bins = calibration_bins(confidence)
+            confidence = probabilities.max(1).astype(np.float32)  # as torchmetrics bins them
+            self._gaps = (probabilities.argmax(1) == labels) - confidence.astype(np.float64)
+            self._bins = _calibration_bins(confidence)
 
     def __call__(self, weights: np.ndarray) -> dict[str, Any]:
         """Figures, of which the counts are left out; ``weights`` (cases,), integers."""
@@ -150,11 +150,6 @@ class _Ranking:
         area = (np.diff(wrong, prepend=0) * (2 * right - steps)).sum()
         precision = right / np.maximum(accepted, 1)
         return area / (2 * right[-1] * wrong[-1]), (steps * precision).sum() / right[-1]
-
-
-def calibration_bins(confidence: np.ndarray) -> np.ndarray:
-    """Bin of each confidence, (cases,): they hold their lower edge, and 1 has one of its own, as in torchmetrics."""
-    return np.searchsorted(np.linspace(0, 1, CALIBRATION_BINS + 1), confidence, side="right") - 1
 
 
 def _cells(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
@@ -228,6 +223,13 @@ def _calibration_error(labels: np.ndarray, scores: np.ndarray) -> float:
             validate_args=False,
         )
     )
+
+
+def _calibration_bins(confidence: np.ndarray) -> np.ndarray:
+    """Bin of each confidence, (cases,) float32, where torchmetrics puts it: many stand exactly on an edge."""
+    import torch
+
+    return np.searchsorted(torch.linspace(0, 1, CALIBRATION_BINS + 1).numpy(), confidence, side="right") - 1
 
 
 def _checked(probabilities: Sequence[Sequence[float]] | np.ndarray, num_cases: int, num_classes: int) -> np.ndarray:

@@ -164,7 +164,7 @@ def test_figures_of_a_resample_are_those_of_repeated_cases(seed: int, with_score
     given = scores if with_scores else None
     expected = flat_figures(classification_metrics(labels, predictions, names, given, weights))
     found = flat_figures(ResampledClassification(labels, predictions, names, given)(weights))
-    assert found.keys() == expected.keys() and len(found) > 5 + 4 * classes
+    assert found.keys() == expected.keys() and len(found) >= 5 + 4 * classes
     if with_scores:  # torchmetrics counts in single precision
         assert found.pop("calibration_error") == pytest.approx(expected.pop("calibration_error"), abs=1e-6)
     assert found == pytest.approx(expected, rel=1e-12, nan_ok=True)
