@@ -125,7 +125,7 @@ class BrainTumPreprocessor(DefaultPreprocessor):
         labels = seg.ravel()
         locations: dict[int | tuple[int, ...], np.ndarray | list] = {}
         for wanted in classes_or_regions:
-            key = tuple(int(label) for label in wanted) if isinstance(wanted, (tuple, list)) else int(wanted)
+            key = tuple(int(label) for label in wanted) if isinstance(wanted, Sequence) else int(wanted)
             of_key = key if isinstance(key, tuple) else (key,)
             found = np.concatenate([np.flatnonzero(labels == label) for label in of_key])
             if not len(found):
