@@ -2,12 +2,13 @@
 
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn, TypeVar
 
 from tqdm import tqdm
@@ -77,10 +78,15 @@ def _run_in_pool(
     with _deferred_interrupt() as interrupted:
         try:
             futures = [executor.submit(_run_chunk, function, chunk) for chunk in chunks]
-            pending = set(futures)
-            while pending:
-                done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-                progress.update(sum(len(future.result()) for future in done))
+            # not concurrent.futures.wait, which looks at all that are pending whenever one is done
+            done: queue.SimpleQueue[Future[list[Result]]] = queue.SimpleQueue()
+            for future in futures:
+                future.add_done_callback(done.put)
+            waiting = len(futures)
+            while waiting:
+                with suppress(queue.Empty):
+                    progress.update(len(done.get(timeout=POLL_SECONDS).result()))
+                    waiting -= 1
                 if interrupted.is_set():
                     raise KeyboardInterrupt
             return [result for future in futures for result in future.result()]

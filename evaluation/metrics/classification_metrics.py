@@ -4,12 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import (
-    average_precision_score,
-    confusion_matrix,
-    precision_recall_fscore_support,
-    roc_auc_score,
-)
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 CALIBRATION_BINS = 15
 
@@ -61,7 +56,8 @@ def classification_metrics(
         repeated = repeated_cases(weights, len(true))
         true, predicted = true[repeated], predicted[repeated]
         scores = None if scores is None else scores[repeated]
-    metrics = _figures_of_predictions(true, predicted, class_names)
+    cells = _cells(true, predicted, len(class_names))
+    metrics = _figures_of_matrix(_matrix(cells, len(class_names)), class_names)
     if scores is not None:
         overall, per_class = _figures_of_probabilities(true, scores)
         metrics |= overall
@@ -89,26 +85,93 @@ def repeated_cases(weights: np.ndarray, num_cases: int) -> np.ndarray:
     return np.repeat(np.arange(num_cases), weights)
 
 
-def _figures_of_predictions(labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    indices = list(range(len(class_names)))
-    if len(labels):
-        matrix = confusion_matrix(labels, predictions, labels=indices)
-        precision, sensitivity, f1, support = precision_recall_fscore_support(
-            labels, predictions, labels=indices, zero_division=np.nan
-        )
-    else:
-        matrix = np.zeros((len(indices), len(indices)), dtype=np.int64)
-        support = matrix.sum(1)
-        precision = sensitivity = f1 = np.full(len(indices), np.nan)
-    predicted = matrix.sum(0)
-    # a class never predicted has no precision, but an F1 of zero
-    f1 = np.where(predicted + support > 0, np.nan_to_num(f1), np.nan)
+class ResampledClassification:
+    """Figures of :func:`classification_metrics` for cases that count as often as a resample holds them.
+
+    The same figures as of repeated cases, up to rounding, for a bootstrap of a thousand of them: cases are sorted once,
+    not again in each resample, and counted by their weights.
+
+    Args:
+        labels: see :func:`classification_metrics`, as are the others.
+        predictions: predicted class of each case.
+        class_names: all classes of the model.
+        probabilities: (cases, classes).
+    """
+
+    def __init__(
+        self, labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str], probabilities: np.ndarray | None
+    ) -> None:
+        self._class_names = class_names
+        self._cells = _cells(labels, predictions, len(class_names))
+        self._rankings = []
+        if probabilities is not None:
+            is_class = labels[:, None] == np.arange(len(class_names))
+            self._rankings = [_Ranking(*columns) for columns in zip(probabilities.T, is_class.T, strict=True)]
+            self._squares = ((probabilities - is_class) ** 2).sum(1)
+            confidence = probabilities.max(1).astype(np.float32)  # as torchmetrics bins them
+            self._gaps = (probabilities.argmax(1) == labels) - confidence.astype(np.float64)
+            self._bins = _calibration_bins(confidence)
+
+    def __call__(self, weights: np.ndarray) -> dict[str, Any]:
+        """Figures, of which the counts are left out; ``weights`` (cases,), integers."""
+        metrics = _figures_of_matrix(_matrix(self._cells, len(self._class_names), weights), self._class_names)
+        if self._rankings:
+            total = weights.sum()
+            auc, average_precision = np.array([ranking(weights) for ranking in self._rankings]).T
+            for name, *values in zip(self._class_names, auc, average_precision, strict=True):
+                metrics["per_class"][name] |= dict(zip(("auc", "average_precision"), map(float, values), strict=True))
+            metrics |= {
+                "macro_auc": _mean(auc),
+                "macro_average_precision": _mean(average_precision),
+                "brier_score": _ratio(self._squares @ weights, total),
+                "calibration_error": _ratio(np.abs(np.bincount(self._bins, self._gaps * weights)).sum(), total),
+            }
+        return metrics
+
+
+class _Ranking:
+    """Area under the ROC curve and average precision of a class under any weights; NaN without cases or rest."""
+
+    def __init__(self, scores: np.ndarray, is_class: np.ndarray) -> None:
+        self._order = np.argsort(-scores, kind="stable")
+        ranked = scores[self._order]
+        self._last_of_ties = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+        self._is_class = is_class[self._order]
+
+    def __call__(self, weights: np.ndarray) -> tuple[float, float]:
+        weights = weights[self._order]
+        accepted = np.cumsum(weights)[self._last_of_ties]
+        right = np.cumsum(weights * self._is_class)[self._last_of_ties]
+        wrong = accepted - right
+        if not right[-1] or not wrong[-1]:
+            return float("nan"), float("nan")
+        steps = np.diff(right, prepend=0)
+        # twice the area, in whole numbers: of each step to the right the mean height
+        area = (np.diff(wrong, prepend=0) * (2 * right - steps)).sum()
+        precision = right / np.maximum(accepted, 1)
+        return area / (2 * right[-1] * wrong[-1]), (steps * precision).sum() / right[-1]
+
+
+def _cells(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+    """Of each case the place in the flattened confusion matrix."""
+    return labels * num_classes + predictions
+
+
+def _matrix(cells: np.ndarray, num_classes: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """Confusion matrix (true, predicted), int64."""
+    counts = np.bincount(cells, weights, minlength=num_classes**2)
+    return counts.astype(np.int64).reshape(num_classes, num_classes)
+
+
+def _figures_of_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+    right, support, predicted = np.diagonal(matrix), matrix.sum(1), matrix.sum(0)
+    sensitivity, precision = _divided(right, support), _divided(right, predicted)
+    f1 = _divided(2 * right, support + predicted)  # of a class never predicted 0, though it has no precision
     others = matrix.sum() - support
-    true_negatives = others - predicted + np.diagonal(matrix)
-    specificity = np.divide(true_negatives, others, out=np.full(len(indices), np.nan), where=others > 0)
+    specificity = _divided(others - predicted + right, others)
     return {
-        "num_cases": len(labels),
-        "accuracy": _ratio(np.trace(matrix), matrix.sum()),
+        "num_cases": int(matrix.sum()),
+        "accuracy": _ratio(right.sum(), matrix.sum()),
         "balanced_accuracy": _mean(sensitivity),
         "macro_f1": _mean(f1),
         "weighted_f1": _ratio(np.sum(np.nan_to_num(f1) * support), support.sum()),
@@ -162,6 +225,13 @@ def _calibration_error(labels: np.ndarray, scores: np.ndarray) -> float:
     )
 
 
+def _calibration_bins(confidence: np.ndarray) -> np.ndarray:
+    """Bin of each confidence, (cases,) float32, where torchmetrics puts it: many stand exactly on an edge."""
+    import torch
+
+    return np.searchsorted(torch.linspace(0, 1, CALIBRATION_BINS + 1).numpy(), confidence, side="right") - 1
+
+
 def _checked(probabilities: Sequence[Sequence[float]] | np.ndarray, num_cases: int, num_classes: int) -> np.ndarray:
     scores = np.asarray(probabilities, dtype=np.float64)
     if scores.shape != (num_cases, num_classes) and (num_cases or scores.size):
@@ -180,6 +250,10 @@ def _mean(values: np.ndarray) -> float:
     """Over the values that are defined; NaN without any."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else float("nan")
+
+
+def _divided(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
+    return np.divide(parts, wholes, out=np.full(len(parts), np.nan), where=wholes > 0)
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from braintum.evaluation.metrics.classification_metrics import repeated_cases
-
 UNKNOWN = -1
 
 
@@ -18,7 +16,6 @@ def joint_metrics(
     true_volume: Sequence[float] | np.ndarray,
     negative_class: int | None = None,
     dice_threshold: float = 0.5,
-    weights: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Figures of cases whose mask and class are predicted; either may be missing.
 
@@ -31,8 +28,6 @@ def joint_metrics(
         true_volume: size of the foreground of the reference mask; NaN for a case without a reference mask.
         negative_class: the healthy class, if there is one.
         dice_threshold: from which on a mask counts as right.
-        weights: (cases,), how often each case counts; see
-            :func:`braintum.evaluation.metrics.classification_metrics.classification_metrics`.
 
     Returns:
         ``num_cases``, ``num_healthy``, ``num_tumour`` (see :func:`healthy_and_tumour_cases`; the rest is neither) and,
@@ -48,15 +43,41 @@ def joint_metrics(
         - ``missed_tumours``: tumour cases without a predicted mask.
 
     Raises:
-        ValueError: lists of different lengths, or weights that are no counts.
+        ValueError: lists of different lengths.
+    """
+    rates = joint_rates(labels, predictions, dice, predicted_volume, true_volume, negative_class, dice_threshold)
+    healthy, tumour = healthy_and_tumour_cases(np.asarray(labels), np.asarray(true_volume), negative_class)
+    false_masks = np.asarray(predicted_volume, dtype=np.float64)[rates["false_masks"][0]]
+    figures: dict[str, Any] = {
+        "num_cases": len(labels),
+        "num_healthy": int(healthy.sum()),
+        "num_tumour": int(tumour.sum()),
+        **{name: _rate(int(hits.sum()), int(cases.sum())) for name, (hits, cases) in rates.items()},
+    }
+    figures["false_masks"] |= {
+        "mean_volume": float(false_masks.mean()) if len(false_masks) else float("nan"),
+        "median_volume": float(np.median(false_masks)) if len(false_masks) else float("nan"),
+    }
+    return figures
+
+
+def joint_rates(
+    labels: Sequence[int] | np.ndarray,
+    predictions: Sequence[int] | np.ndarray,
+    dice: Sequence[float] | np.ndarray,
+    predicted_volume: Sequence[float] | np.ndarray,
+    true_volume: Sequence[float] | np.ndarray,
+    negative_class: int | None = None,
+    dice_threshold: float = 0.5,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The cases that the rates of :func:`joint_metrics` count, and those that they are taken over: (cases,) bool each.
+
+    Arguments and errors as there.
     """
     columns = [np.asarray(labels), np.asarray(predictions)]
     columns += [np.asarray(column, dtype=np.float64) for column in (dice, predicted_volume, true_volume)]
     if len({len(column) for column in columns}) > 1:
         raise ValueError(f"columns of different lengths: {', '.join(str(len(column)) for column in columns)} cases")
-    if weights is not None:
-        index = repeated_cases(weights, len(columns[0]))
-        columns = [column[index] for column in columns]
     true_class, predicted_class, dice, predicted_volume, true_volume = columns
     healthy, tumour = healthy_and_tumour_cases(true_class, true_volume, negative_class)
     mask = predicted_volume > 0
@@ -66,22 +87,15 @@ def joint_metrics(
     right_mask = np.where(healthy, ~mask, np.nan_to_num(dice) >= dice_threshold)
     with_mask, without_mask = contradictions(predicted_class, predicted_volume, negative_class)
     called_healthy = classified & _is_negative(predicted_class, negative_class)
-    false_masks = predicted_volume[healthy & mask]
-    return {
-        "num_cases": len(true_class),
-        "num_healthy": int(healthy.sum()),
-        "num_tumour": int(tumour.sum()),
-        "both_correct": _rate((predicted_class == true_class) & right_mask, judged),
-        "healthy_class_with_mask": _rate(with_mask, called_healthy),
-        "tumour_class_without_mask": _rate(without_mask, classified & ~called_healthy),
-        "contradictions": _rate(with_mask | without_mask, classified),
-        "false_masks": {
-            **_rate(mask, healthy & counted),
-            "mean_volume": float(false_masks.mean()) if len(false_masks) else float("nan"),
-            "median_volume": float(np.median(false_masks)) if len(false_masks) else float("nan"),
-        },
-        "missed_tumours": _rate(~mask, tumour & counted),
+    rates = {
+        "both_correct": ((predicted_class == true_class) & right_mask, judged),
+        "healthy_class_with_mask": (with_mask, called_healthy),
+        "tumour_class_without_mask": (without_mask, classified & ~called_healthy),
+        "contradictions": (with_mask | without_mask, classified),
+        "false_masks": (mask, healthy & counted),
+        "missed_tumours": (~mask, tumour & counted),
     }
+    return {name: (hits & cases, cases) for name, (hits, cases) in rates.items()}
 
 
 def healthy_and_tumour_cases(
@@ -127,6 +141,5 @@ def _is_negative(classes: np.ndarray, negative_class: int | None) -> np.ndarray:
     return np.zeros(len(classes), dtype=bool) if negative_class is None else classes == negative_class
 
 
-def _rate(hits: np.ndarray, cases: np.ndarray) -> dict[str, float | int]:
-    count, num_cases = int((hits & cases).sum()), int(cases.sum())
+def _rate(count: int, num_cases: int) -> dict[str, float | int]:
     return {"count": count, "rate": count / num_cases if num_cases else float("nan"), "num_cases": num_cases}

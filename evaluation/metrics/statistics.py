@@ -29,6 +29,8 @@ MIN_CLUSTERS = 5
 MAX_UNDEFINED = 0.01
 """Share of resamples without a value above which there is no interval. A figure that lives on k of many patients is
 undefined in about exp(-k) of the resamples, so that this is what fewer than five such patients give."""
+_MAX_DRAWN = 2_000_000
+"""Clusters that are drawn at a time, all resamples together: memory stays small however many cases there are."""
 LARGEST_BIAS = 0.25
 """Bias of the resamples, in their standard deviations, above which it is subtracted from them; a smaller one can be
 ignored (Efron & Tibshirani 1993, sec. 10.3). Corrected bounds stay in [0, inf) or [0, 1] where all resamples do."""
@@ -102,11 +104,13 @@ def cluster_bootstrap(
     """
     cluster_of_case, num_clusters = _indexed(clusters)
     values = dict(statistic(np.ones(len(clusters), dtype=np.int64)))
-    resamples = bootstrap_multiplicities(num_clusters, num_resamples, seed)
-    replicates = np.empty((len(resamples), len(values)))
-    for row, multiplicities in zip(replicates, resamples, strict=True):
-        figures = statistic(multiplicities[cluster_of_case])
-        row[:] = [figures[name] for name in values]
+    replicates = np.empty((num_resamples, len(values)))
+    row = 0
+    for part in _parts_of_resamples(num_clusters, num_resamples, seed):
+        for multiplicities in part:
+            figures = statistic(multiplicities[cluster_of_case])
+            replicates[row] = [figures[name] for name in values]
+            row += 1
     return {
         name: _estimate(value, replicates[:, column], num_clusters, confidence)
         for column, (name, value) in enumerate(values.items())
@@ -141,9 +145,9 @@ def bootstrap_means(
     sums, counts = np.zeros((2, num_clusters, table.shape[1]))
     np.add.at(sums, cluster_of_case, np.where(defined, table, 0))
     np.add.at(counts, cluster_of_case, defined)
-    multiplicities = bootstrap_multiplicities(num_clusters, num_resamples, seed).astype(np.float64)
     means = _divided(sums.sum(0), counts.sum(0))
-    replicates = _divided(multiplicities @ sums, multiplicities @ counts)  # (resamples, figures)
+    parts = (part.astype(np.float64) for part in _parts_of_resamples(num_clusters, num_resamples, seed))
+    replicates = np.concatenate([_divided(part @ sums, part @ counts) for part in parts])  # (resamples, figures)
     return {
         name: _estimate(means[column], replicates[:, column], int((counts[:, column] > 0).sum()), confidence)
         for column, name in enumerate(values)
@@ -152,9 +156,18 @@ def bootstrap_means(
 
 def bootstrap_multiplicities(num_clusters: int, num_resamples: int, seed: int) -> np.ndarray:
     """How often each cluster is in each resample: (resamples, clusters), int64, rows summing to ``num_clusters``."""
-    drawn = np.random.default_rng(seed).integers(0, num_clusters, (num_resamples, num_clusters))
-    flat = (drawn + num_clusters * np.arange(num_resamples)[:, None]).ravel()
-    return np.bincount(flat, minlength=num_resamples * num_clusters).reshape(num_resamples, num_clusters)
+    return np.concatenate(list(_parts_of_resamples(num_clusters, num_resamples, seed)))
+
+
+def _parts_of_resamples(num_clusters: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """The rows of :func:`bootstrap_multiplicities`, a few at a time."""
+    random = np.random.default_rng(seed)
+    step = max(1, _MAX_DRAWN // num_clusters)
+    for start in range(0, num_resamples, step):
+        rows = min(step, num_resamples - start)
+        drawn = random.integers(0, num_clusters, (rows, num_clusters))  # goes on where the last part ended
+        drawn += num_clusters * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * num_clusters).reshape(rows, num_clusters)
 
 
 def compare_models(
@@ -199,6 +212,7 @@ def compare_models(
                     permutation_type="samples",
                     vectorized=True,
                     n_resamples=num_permutations,
+                    batch=max(1, _MAX_DRAWN // len(by_patient)),
                     random_state=np.random.default_rng(seed),
                 ).pvalue
             )

@@ -17,7 +17,7 @@ from braintum.evaluation.report.images import CasePicture, case_picture
 from braintum.evaluation.report.page import TEMPLATES, interval_note, template_environment
 from braintum.evaluation.report.report import Report
 from braintum.evaluation.report.tables import Cell, HtmlTable, figure_cell
-from braintum.evaluation.results.comparison import compare, comparison_tables
+from braintum.evaluation.results.comparison import compare, comparison_tables, in_order
 from braintum.evaluation.results.tables import number
 
 _MASK_FIGURES = {
@@ -236,8 +236,7 @@ def _roc_chart(by_name: Mapping[str, Report]) -> str | None:
 def _shown(by_name: Mapping[str, Report], num_cases: int) -> list[CaseGroup]:
     """Cases with a tumour: those on which the models differ most, and the worst, middle and best ones by mean Dice."""
     reports = list(by_name.values())
-    cases = reports[0].table.cases
-    dice = np.stack([r.table.dice[[r.table.cases.index(case) for case in cases]] for r in reports])  # (models, cases)
+    dice = np.stack([in_order(r.table, r.table.dice, reports[0].table) for r in reports])  # (models, cases)
     defined = np.flatnonzero(np.isfinite(dice).all(0))
     if not len(defined):
         return []

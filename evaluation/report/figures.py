@@ -16,6 +16,8 @@ from braintum.evaluation.report.curves import Curve, SizeGroup
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _SIZE = (4.4, 3.2)  # inches; at 72 points an inch its text is of the page's size on a phone
 _POINT = 14  # area of a case, in square points
+_MAX_POINTS = 1000
+"""Cases of a class that a chart shows."""
 _TEXT, _SOFT, _LINE = "#010101", "#010102", "#010103"
 _SERIES = tuple(f"#0101{number:02x}" for number in range(0x11, 0x19))
 _VARIABLES = {
@@ -299,8 +301,9 @@ def dice_by_class(name: str, values: Mapping[str, np.ndarray]) -> str:
         generator = np.random.default_rng(0)
         for number, dice in enumerate(values.values()):
             colour = _SERIES[number % len(_SERIES)]
-            spread = number + generator.uniform(-0.22, 0.22, len(dice))
-            axes.scatter(spread, dice, s=_POINT, color=colour, alpha=0.7, linewidths=0)
+            points = dice[_shown(dice)]
+            spread = number + generator.uniform(-0.22, 0.22, len(points))
+            axes.scatter(spread, points, s=_POINT, color=colour, alpha=0.7, linewidths=0)
             lines = {"color": _SOFT, "linewidth": 1}
             axes.boxplot(
                 dice,
@@ -345,7 +348,8 @@ def dice_against_size(
     def plot(axes: Axes) -> None:
         classes = np.array(class_of_case)
         for number, title in enumerate(dict.fromkeys(class_of_case)):
-            members = classes == title
+            members = np.flatnonzero(classes == title)
+            members = members[_shown(dice[members])]
             colour = _SERIES[number % len(_SERIES)]
             axes.scatter(
                 volume[members],
@@ -402,6 +406,13 @@ def stress_curve(name: str, title: str, severities: Sequence[float], series: Map
 
     ends = ", ".join(f"{metric} from {values[0]:.3f} to {values[-1]:.3f}" for metric, (values, _, _) in series.items())
     return draw(name, f"{title}: {ends} at the highest severity", plot, (3.4, 2.6))
+
+
+def _shown(values: np.ndarray) -> np.ndarray:
+    """Indices of the points that a chart shows: of too many, those at even steps of rank, both ends among them."""
+    if len(values) <= _MAX_POINTS:
+        return np.arange(len(values))
+    return np.argsort(values, kind="stable")[np.linspace(0, len(values) - 1, _MAX_POINTS).astype(int)]
 
 
 def _unit_square(axes: Axes, x_label: str, y_label: str) -> None:

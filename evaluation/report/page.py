@@ -15,6 +15,8 @@ from braintum.evaluation.report.report import Report
 from braintum.evaluation.report.sections import class_section, mask_charts, stress_charts, training_charts, trust_chart
 from braintum.evaluation.results.tables import number
 
+MAX_FAILURES = 500
+"""Failures of a kind that the page lists; `cases.csv` of the evaluation holds all cases."""
 TEMPLATES = Path(__file__).with_name("template")
 
 
@@ -53,7 +55,9 @@ def render_report(report: Report, output: Path, num_cases: int = 3, command: str
         "trust_chart": trust_chart(report.trust),
         "ranked": ranked,
         "failed": failed,
-        "failure_rows": {group.key: [failure_row(report, row, output) for row in group.rows] for group in failed},
+        "failure_rows": {
+            group.key: [failure_row(report, row, output) for row in group.rows[:MAX_FAILURES]] for group in failed
+        },
         "num_failed": len({row for group in failed for row in group.rows}),
         "num_shown": num_cases,
         "cards": cards,

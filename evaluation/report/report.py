@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,12 @@ class Report:
         schema = self.table.predictions.schema
         return () if schema is None else schema.class_names
 
-    @property
+    @cached_property
     def true_class_names(self) -> np.ndarray:
         """(cases,), texts; empty where unknown."""
         return self._named(self.table.true_class)
 
-    @property
+    @cached_property
     def predicted_class_names(self) -> np.ndarray:
         """(cases,), texts; empty where withheld or not predicted."""
         return self._named(self.table.predicted_class)

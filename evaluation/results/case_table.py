@@ -32,7 +32,7 @@ class CaseTable:
     labels: Mapping[str, LabelOrRegion]
     per_case: list[dict[str, Any]]
 
-    @property
+    @cached_property
     def cases(self) -> list[str]:
         """Case names."""
         return list(self.predictions.masks)

@@ -65,8 +65,8 @@ def compare(
     models = {name: headline(summary) for name, summary in zip(names, summaries, strict=True)}
     decisive = criterion if any(figures[criterion] is not None for figures in models.values()) else "Dice"
     ranked = {name: value for name, figures in models.items() if (value := figures[decisive]) is not None}
-    scores = {"Dice": {t.predictions.name: _in_order(t, t.dice, first) for t in tables}}
-    if classified := {t.predictions.name: _in_order(t, _is_right(t), first) for t in tables if t.class_is_predicted}:
+    scores = {"Dice": {t.predictions.name: in_order(t, t.dice, first) for t in tables}}
+    if classified := {t.predictions.name: in_order(t, _is_right(t), first) for t in tables if t.class_is_predicted}:
         scores["class right"] = classified
     return {
         "models": models,
@@ -121,6 +121,7 @@ def _is_right(table: CaseTable) -> np.ndarray:
     return np.where(table.true_class == UNKNOWN, np.nan, right)
 
 
-def _in_order(table: CaseTable, values: np.ndarray, first: CaseTable) -> np.ndarray:
+def in_order(table: CaseTable, values: np.ndarray, first: CaseTable) -> np.ndarray:
+    """Values of a table's cases in the order of another table's."""
     position = {case: index for index, case in enumerate(table.cases)}
     return values[[position[case] for case in first.cases]]

@@ -8,8 +8,8 @@ import numpy as np
 
 from braintum.commands.version import __version__
 from braintum.conversion.format.patients import patient_class, patient_probabilities
-from braintum.evaluation.metrics.classification_metrics import classification_metrics
-from braintum.evaluation.metrics.joint_metrics import UNKNOWN, joint_metrics
+from braintum.evaluation.metrics.classification_metrics import ResampledClassification, classification_metrics
+from braintum.evaluation.metrics.joint_metrics import UNKNOWN, joint_metrics, joint_rates
 from braintum.evaluation.metrics.statistics import (
     CONFIDENCE,
     NUM_RESAMPLES,
@@ -167,13 +167,9 @@ def _class_figures(
     metrics = classification_metrics(labels, predictions, class_names, probabilities)
     estimates: Mapping[str, Estimate] = {}
     if len(labels):
+        of_resample = ResampledClassification(labels, predictions, class_names, probabilities)
         estimates = cluster_bootstrap(
-            lambda weights: flat_figures(
-                classification_metrics(labels, predictions, class_names, probabilities, weights)
-            ),
-            clusters.tolist(),
-            num_resamples,
-            seed=seed,
+            lambda weights: flat_figures(of_resample(weights)), clusters.tolist(), num_resamples, seed=seed
         )
 
     def figures(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -190,26 +186,28 @@ def _class_figures(
 
 
 def _joint(table: CaseTable, num_resamples: int, seed: int) -> dict[str, Any]:
-    def compute(weights: np.ndarray | None = None) -> dict[str, Any]:
-        return joint_metrics(
-            table.true_class,
-            table.predicted_class,
-            table.metric(table.whole_tumour, "Dice"),
-            table.predicted_volume,
-            table.true_volume,
-            table.negative_index,
-            weights=weights,
-        )
-
-    estimates = cluster_bootstrap(
-        lambda weights: flat_figures(compute(weights)), table.clusters, num_resamples, seed=seed
+    cases = (
+        table.true_class,
+        table.predicted_class,
+        table.metric(table.whole_tumour, "Dice"),
+        table.predicted_volume,
+        table.true_volume,
+        table.negative_index,
     )
+    rates = joint_rates(*cases)
+    columns = np.array(list(rates.values()), dtype=np.float64)  # (rates, 2, cases)
+
+    def of_resample(weights: np.ndarray) -> dict[str, float]:
+        counts = zip(rates, columns @ weights, strict=True)
+        return {name: hits / num_cases if num_cases else np.nan for name, (hits, num_cases) in counts}
+
+    estimates = cluster_bootstrap(of_resample, table.clusters, num_resamples, seed=seed)
     result: dict[str, Any] = {}
-    for name, value in compute().items():
+    for name, value in joint_metrics(*cases).items():
         if isinstance(value, Mapping):
             more = {key: _defined(entry) for key, entry in value.items() if key.endswith("_volume")}
             counts = {key: value[key] for key in ("count", "num_cases")}
-            result[name] = figure(value["rate"], estimates.get(f"{name}.rate"), **counts, **more)
+            result[name] = figure(value["rate"], estimates[name], **counts, **more)
         else:
             result[name] = value
     return result
@@ -224,7 +222,8 @@ def _patients(table: CaseTable, num_resamples: int, seed: int) -> dict[str, Any]
     patients = list(dict.fromkeys(table.patients))
     cluster_of = dict(zip(table.patients, table.clusters, strict=True))
     clusters = [cluster_of[patient] for patient in patients]
-    index = np.array([patients.index(patient) for patient in table.patients])
+    number_of = {patient: number for number, patient in enumerate(patients)}
+    index = np.array([number_of[patient] for patient in table.patients])
     dice = {}
     for label in table.labels:
         tp, fp, fn = (np.bincount(index, table.metric(label, name), len(patients)) for name in ("TP", "FP", "FN"))

@@ -19,7 +19,8 @@ from sklearn.metrics import (
 )
 from torchmetrics.functional import classification as torchmetrics
 
-from braintum.evaluation.metrics.classification_metrics import classification_metrics
+from braintum.evaluation.metrics.classification_metrics import ResampledClassification, classification_metrics
+from braintum.evaluation.metrics.statistics import flat_figures
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -148,6 +149,25 @@ def test_integer_weights_are_repeated_cases(seed: int) -> None:
     found = classification_metrics(labels, predictions, NAMES, scores, weights)
     assert found == expected
     assert found["num_cases"] == weights.sum() and found["brier_score"] > 0
+
+
+@pytest.mark.parametrize("classes", [3, 4])  # the fourth one neither occurs nor is predicted
+@pytest.mark.parametrize("with_scores", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_figures_of_a_resample_are_those_of_repeated_cases(seed: int, with_scores: bool, classes: int) -> None:
+    labels, scores = random_cases(seed)
+    scores = np.pad(scores, ((0, 0), (0, classes - 3)))
+    predictions, names = scores.argmax(1), (*NAMES, "other")[:classes]
+    weights = np.random.default_rng(seed).integers(0, 4, len(labels))
+    if seed == 2:
+        weights[labels == 1] = 0  # a class that the resample lacks
+    given = scores if with_scores else None
+    expected = flat_figures(classification_metrics(labels, predictions, names, given, weights))
+    found = flat_figures(ResampledClassification(labels, predictions, names, given)(weights))
+    assert found.keys() == expected.keys() and len(found) >= 5 + 4 * classes
+    if with_scores:  # torchmetrics counts in single precision
+        assert found.pop("calibration_error") == pytest.approx(expected.pop("calibration_error"), abs=1e-6)
+    assert found == pytest.approx(expected, rel=1e-12, nan_ok=True)
 
 
 def test_weights_against_scikit_learns_sample_weight() -> None:

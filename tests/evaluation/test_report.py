@@ -31,6 +31,8 @@ from report_expectations import expected_figures
 from sklearn import metrics
 
 from braintum.commands.command import run_command
+from braintum.evaluation.report import figures
+from braintum.evaluation.report import page as page_module
 from braintum.evaluation.report.cases import failures, ranked_cases
 from braintum.evaluation.report.curves import dice_by_size, precision_recall_curves, risk_coverage_of, roc_curves
 from braintum.evaluation.report.images import case_picture
@@ -226,6 +228,30 @@ def test_cases_that_are_shown(gathered):
     assert failed == {
         "missed": ["c02"], "false-masks": ["c05"], "wrong-class": ["c03", HOSTILE], "contradictions": ["c02", "c05"]
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_of_many_failures_the_first_are_listed(gathered, tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, "MAX_FAILURES", 1)
+    page = Page(render_report(gathered, tmp_path / "report.html", 1))
+    assert page.problems == [] and page.figures["failures.wrong-class"] == {"2"}
+    assert "Wrong classes, the first 1 of 2; all cases are in cases.csv" in page.text
+    assert "Missed tumours, all 1" in page.text
+
+
+def test_charts_of_many_cases_show_some_of_each_class():
+    random = np.random.default_rng(0)
+    dice, volume = random.random(5000), random.uniform(1, 100, 5000)
+    classes = ["a"] * 4900 + ["b"] * 100
+    for chart in (
+        figures.dice_by_class("x", {"a": dice[:4900], "b": dice[4900:]}),
+        figures.dice_against_size("y", [], volume, dice, classes, "mm"),
+    ):
+        # a few more are dots of a legend
+        assert 1100 <= chart.count("<use") <= 1130 and len(chart) < 300_000
+    shown = dice[figures._shown(dice)]
+    assert len(shown) == 1000 and (shown[0], shown[-1]) == (dice.min(), dice.max())
+    assert np.median(shown) == pytest.approx(np.median(dice), abs=0.01)
 
 
 @pytest.mark.slow

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from braintum.evaluation.metrics import statistics
 from braintum.evaluation.metrics.classification_metrics import classification_metrics
-from braintum.evaluation.metrics.joint_metrics import joint_metrics
+from braintum.evaluation.metrics.joint_metrics import joint_rates
 from braintum.evaluation.metrics.statistics import (
     Estimate,
     bootstrap_means,
@@ -52,6 +53,24 @@ def test_each_resample_has_as_many_clusters_as_there_are() -> None:
     assert multiplicities.shape == (200, 7) and multiplicities.min() == 0
     assert (multiplicities.sum(1) == 7).all()
     assert multiplicities.mean(0) == pytest.approx(np.ones(7), abs=0.3)
+
+
+def test_resamples_drawn_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded by drawing a few at a time; 23 patients and 40 resamples, three of these a part."""
+    patients, columns = clustered(np.random.default_rng(4), 23, num_models=2)
+    scores = dict(zip("ab", columns, strict=True))
+
+    def results() -> tuple[Any, ...]:
+        right = columns[0] > 0
+        generic = cluster_bootstrap(lambda weights: {"": float(np.average(right, weights=weights))}, patients, 40)
+        compared = compare_models(scores, patients, 40, 500)
+        intervals = [generic[""].interval, bootstrap_means(scores, patients, 40)["a"].interval]
+        return compared[0].p_value, np.array([*intervals, compared[0].difference.interval])
+
+    whole, (p_value, intervals) = bootstrap_multiplicities(23, 40, 0), results()
+    monkeypatch.setattr(statistics, "_MAX_DRAWN", 3 * 23 + 5)
+    assert (bootstrap_multiplicities(23, 40, 0) == whole).all()
+    assert results()[0] == p_value and results()[1] == pytest.approx(intervals, rel=1e-12)
 
 
 def test_against_scipy_with_one_case_a_cluster() -> None:
@@ -273,14 +292,14 @@ def test_figures_of_classes_and_masks_together() -> None:
     scores /= scores.sum(1, keepdims=True)
     predictions, dice = scores.argmax(1), random.random(75)
     volume = np.full(75, 9.0)
+    right, judged = joint_rates(labels, predictions, dice, volume, volume)["both_correct"]
 
     def figures(weights: np.ndarray) -> dict[str, float]:
         classes = classification_metrics(labels, predictions, "abc", scores, weights)
-        joint = joint_metrics(labels, predictions, dice, volume, volume, weights=weights)
-        return flat_figures(classes) | flat_figures(joint, "joint.")
+        return {**flat_figures(classes), "both_correct": float(right @ weights / (judged @ weights))}
 
     found = cluster_bootstrap(figures, patients, num_resamples=50)
-    names = ("macro_f1", "macro_auc", "brier_score", "calibration_error", "per_class.a.auc", "joint.both_correct.rate")
+    names = ("macro_f1", "macro_auc", "brier_score", "calibration_error", "per_class.a.auc", "both_correct")
     for name in names:
         low, high = found[name].interval or (NAN, NAN)
         assert low < high and found[name].num_clusters == 25

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import multiprocessing.dummy
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,6 +97,23 @@ def test_files_hold_what_nnunet_makes(
         assert (stock.chunks, stock.blocks) == (ours.chunks, ours.blocks)
         assert (blosc2.Filter.SHUFFLE in ours.schunk.cparams.filters) is (spacing is not None)
     assert sizes[1] <= sizes[0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+@pytest.mark.parametrize(
+    "wanted",
+    [[1, 2, 3], [(1, 2, 3), (2, 3), (3,)], [(3, 1), 2, [-1, 0, 1, 2, 3]], [4], [(2, 4), 5]],
+    ids=["labels", "regions", "ignore label", "none there", "some there"],
+)
+@pytest.mark.parametrize("shape", [(1, 1, 150, 180), (1, 12, 60, 50)])
+def test_foreground_locations_are_nnunets(shape: tuple[int, ...], wanted: list[Any], dtype: type) -> None:
+    """More voxels of a label than are drawn, fewer, none, and with 2 and 3 on the same draws of a generator."""
+    random = np.random.default_rng(0)
+    seg = random.choice([-1, 0, 1, 2, 3], shape, p=[0.1, 0.1, 0.6, 0.19, 0.01]).astype(dtype)
+    for array in (seg, seg[:, :, ::2].copy(), seg.transpose(0, 1, 3, 2), np.zeros_like(seg)):
+        expected = DefaultPreprocessor._sample_foreground_locations(array, wanted)
+        found = BrainTumPreprocessor._sample_foreground_locations(array, wanted)
+        assert pickle.dumps(found) == pickle.dumps(expected)
 
 
 @pytest.mark.slow
