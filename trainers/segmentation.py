@@ -1,7 +1,7 @@
 """Base of all our trainers: nnU-Net's trainer, told by a recipe what to do."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join
-from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.paths import nnUNet_raw
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock_module
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.crossval_split import generate_crossval_split
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.functional import interpolate
@@ -31,25 +25,20 @@ from braintum.commands.stopping import EXIT_STOPPED
 from braintum.conversion.files.atomic import atomic_writes_of, write_json_atomic
 from braintum.conversion.files.lease import leased
 from braintum.conversion.format.calibration import stored_calibration
-from braintum.conversion.format.cases import Case, find_cases_file, read_cases
-from braintum.conversion.format.splits import SPLITS_FILE, Splits, read_splits, splits_by_patient
 from braintum.evaluation.metrics.segmentation_metrics import metrics_on_folder
 from braintum.inference.models.checkpoints import load_checkpoint_safely, to_builtin
 from braintum.inference.models.trained_with import check_trained_with
 from braintum.trainers.averaged_weights import NUM_UPDATES, TRAINED_WEIGHTS, AveragedWeights
 from braintum.trainers.classes.progress import OVERLAP_KEYS, OverlapLogger
 from braintum.trainers.cpu_arithmetic import CpuArithmetic, fastest, without_measuring
-from braintum.trainers.data.device_batches import AugmentedBatches, device_loader_class
-from braintum.trainers.data.passes import CasesInPasses
+from braintum.trainers.data.data_of_recipe import DataOfRecipe
+from braintum.trainers.data.device_batches import AugmentedBatches
 from braintum.trainers.data.seeded_batches import (
     NETWORK,
     compute_deterministically,
     seed_everything,
-    seeded_iterators,
     stream_of_rank,
 )
-from braintum.trainers.data.slice_sampling import SliceSampling, data_loader_class
-from braintum.trainers.data.split_check import check_known, check_leaks, splits_by_image
 from braintum.trainers.expectations import DurationEstimate, difference_from_paper
 from braintum.trainers.identity import training_identity
 from braintum.trainers.losses.losses import UpsamplingDeepSupervisionLoss
@@ -66,15 +55,12 @@ from braintum.trainers.safety.debug_information import remove_machine
 from braintum.trainers.safety.stop_request import StopRequestedError, end_workers, stop_requested
 from braintum.trainers.tensorboard import PICTURE_EVERY, TensorBoardLogger
 
-_NUM_FOLDS, _SEED_OF_FOLDS = 5, 12345
-"""nnU-Net's."""
-
 
 class _StoppedEarly(Exception):
     """Leaves nnU-Net's loop over the epochs."""
 
 
-class SegmentationTrainer(nnUNetTrainer):
+class SegmentationTrainer(DataOfRecipe):
     """nnU-Net's trainer with loss, optimiser, schedule and augmentation of a recipe. Needs no classes.
 
     A trainer names its :attr:`recipe` and its network (``build_network_architecture``, see
@@ -86,7 +72,6 @@ class SegmentationTrainer(nnUNetTrainer):
         paper_parameters: of the network on the plans of its paper; None where there is no such thing.
         dimensions: of the configurations that it trains.
         takes_recipes: whether it can be trained by other recipes than its own.
-        slice_sampling: of volumes, in 2-D configurations; None for nnU-Net's own.
 
     Raises:
         NotImplementedError: for the second stage of a cascade, or a balancing of tasks where there is one task.
@@ -94,21 +79,16 @@ class SegmentationTrainer(nnUNetTrainer):
 
     # set by nnU-Net's untyped base
     network: Any
-    dataset_class: Any
     dataset_json: dict[str, Any]
     num_epochs: int
-    num_iterations_per_epoch: int
-    num_val_iterations_per_epoch: int
     save_every: int
     _best_ema: Any
 
-    recipe: ClassVar[Recipe]
     papers: ClassVar[tuple[Paper, ...]] = ()
     paper_parameters: ClassVar[int | None] = None
     dimensions: ClassVar[tuple[int, ...]] = (2, 3)
     balances_tasks: ClassVar[bool] = False
     takes_recipes: ClassVar[bool] = True
-    slice_sampling: SliceSampling | None = SliceSampling()
 
     def __init__(
         self,
@@ -287,157 +267,6 @@ class SegmentationTrainer(nnUNetTrainer):
     def val_losses(self) -> Sequence[float]:
         """Validation loss of each past epoch."""
         return self.logger.get_value("val_losses", step=None)
-
-    # ------------------------------------------------------------------ data
-
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, Any]:
-        """Stock's answers where the recipe's augmentation gives no others."""
-        rotation, in_plane_only, initial_patch_size, mirror_axes = (
-            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        )
-        augmentation = self.recipe.augmentation
-        if augmentation is None:
-            return rotation, in_plane_only, initial_patch_size, mirror_axes
-        if not augmentation.flips:
-            mirror_axes = self.inference_allowed_mirroring_axes = None
-        elif augmentation.flips_last_axis_only:
-            mirror_axes = self.inference_allowed_mirroring_axes = mirror_axes[-1:]
-        patch_size = self.configuration_manager.patch_size
-        initial_patch_size = np.array(augmentation.initial_patch_size(patch_size, in_plane_only))
-        return augmentation.rotation, in_plane_only, initial_patch_size, mirror_axes
-
-    def get_training_transforms(
-        self,
-        patch_size: Any,
-        rotation_for_DA: Any,
-        deep_supervision_scales: Any,
-        mirror_axes: Any,
-        do_dummy_2d_data_aug: bool,
-        use_mask_for_norm: Any = None,
-        is_cascaded: bool = False,
-        foreground_labels: Any = None,
-        regions: Any = None,
-        ignore_label: Any = None,
-    ) -> Any:
-        """Stock's transforms, or the recipe's augmentation in place of stock's."""
-        augmentation = self.recipe.augmentation
-        if augmentation is None:
-            return super().get_training_transforms(
-                patch_size,
-                rotation_for_DA,
-                deep_supervision_scales,
-                mirror_axes,
-                do_dummy_2d_data_aug,
-                use_mask_for_norm,
-                is_cascaded,
-                foreground_labels,
-                regions,
-                ignore_label,
-            )
-        transforms = augmentation.transforms(patch_size, mirror_axes, do_dummy_2d_data_aug)
-        if use_mask_for_norm is not None and any(use_mask_for_norm):
-            masked = [channel for channel, mask in enumerate(use_mask_for_norm) if mask]
-            transforms.append(MaskImageTransform(masked, channel_idx_in_seg=0, set_outside_to=0))
-        # what is left to do is what validation does
-        validation = self.get_validation_transforms(
-            deep_supervision_scales, is_cascaded, foreground_labels, regions, ignore_label
-        )
-        return ComposeTransforms([*transforms, *validation.transforms])
-
-    @property
-    def augments_on_device(self) -> bool:
-        """Whether patches are augmented on the training device instead of in nnU-Net's workers."""
-        if self.settings.augmentation == "default":
-            return self.device.type == "cuda"
-        return self.settings.augmentation == "gpu"
-
-    def cases_file(self) -> Path:
-        """``cases.csv`` of the data set.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
-        raw_folder = nnUNet_raw.get() or "nnUNet_raw (not set)"
-        return find_cases_file(self.preprocessed_dataset_folder_base, join(raw_folder, self.plans_manager.dataset_name))
-
-    def do_split(self) -> tuple[Any, Any]:
-        """As stock, which writes the splits where there are none: by patient where ``cases.csv`` names patients.
-
-        Raises:
-            ValueError: the splits are not of nnU-Net's format, name cases that are not there, or put a patient on both
-                sides (unless ``braintum_allow_leaks`` is 1).
-        """
-        if self.fold == "all":
-            return super().do_split()
-        file = Path(self.preprocessed_dataset_folder_base) / SPLITS_FILE
-        num_splits = len(read_splits(file)) if file.is_file() else None
-        try:
-            cases = read_cases(self.cases_file())
-        except FileNotFoundError:  # only masks are learned
-            cases = {}
-        if self.settings.split_by == "image":
-            return self._split_by_image(cases)
-
-        def split(names: list[str], seed: int, n_splits: int) -> Splits:
-            return splits_by_patient(names, cases, seed, n_splits) or generate_crossval_split(names, seed, n_splits)
-
-        with atomic_writes_of(stock_module), replaced(stock_module, generate_crossval_split=split):
-            training, validation = super().do_split()
-        place = f"{file}, fold {self.fold}"
-        if num_splits is not None and int(self.fold) >= num_splits:
-            place += f" (not among its {num_splits}: drawn at random, by case)"
-        check_known(training, validation, self.dataset_class.get_identifiers(self.preprocessed_dataset_folder), place)
-        if not self.settings.allow_leaks:
-            check_leaks(training, validation, cases, place)
-        return training, validation
-
-    def _split_by_image(self, cases: Mapping[str, Case]) -> tuple[list[str], list[str]]:
-        self.dataset_class = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)  # as stock
-        names = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
-        splits = splits_by_image(names, cases, _SEED_OF_FOLDS, _NUM_FOLDS)
-        if int(self.fold) >= len(splits):
-            raise ValueError(f"fold {self.fold}: braintum_split_by=image makes the folds 0 to {len(splits) - 1}")
-        self.print_to_log_file("CONTROL: split by image, patients are on both sides; the validation is too good")
-        return splits[int(self.fold)]["train"], splits[int(self.fold)]["val"]
-
-    def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
-        """Stock loaders that draw slices by :attr:`slice_sampling`; under a seed, reproducible ones around them.
-
-        Raises:
-            NotImplementedError: an augmentation that the training device does not know.
-        """
-        if not self.augments_on_device:
-            return self._loaders()[0]
-        loaders, (training, validation) = self._loaders()
-        self.print_to_log_file(f"Augmentation on {self.device}; braintum_augmentation=cpu does it in CPU workers")
-        return (
-            AugmentedBatches(loaders[0], training.augmentation, self.device),
-            AugmentedBatches(loaders[1], validation.augmentation, self.device),
-        )
-
-    def _loaders(self) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-        """Iterators over training and validation batches, and the loaders behind them."""
-        choose = device_loader_class if self.augments_on_device else data_loader_class
-
-        def loader(*args: Any, **kwargs: Any) -> Any:
-            made: Any = choose(self.slice_sampling)(*args, **kwargs)
-            if self.recipe.epoch == "pass":
-                made.get_indices = CasesInPasses(made.indices, made.batch_size)
-            return made
-
-        # nnU-Net's method makes the loaders, and starts their workers, with all that it prepares for them
-        stand_ins: dict[str, Any] = {"nnUNetDataLoader": loader}
-        if self.seed is not None:
-            stand_ins["get_allowed_n_proc_DA"] = lambda: 0  # the workers of seeded batches are others
-        with replaced(stock_module, **stand_ins):
-            iterators = super().get_dataloaders()
-        training, validation = (getattr(made, "generator", None) or made.data_loader for made in iterators)
-        if self.seed is not None:
-            batches_per_epoch = self.num_iterations_per_epoch, self.num_val_iterations_per_epoch
-            iterators = seeded_iterators(
-                training, validation, self.seed, self.local_rank, self.current_epoch, batches_per_epoch, self.device
-            )
-        return iterators, (training, validation)
 
     # ------------------------------------------------------------------ epochs
 

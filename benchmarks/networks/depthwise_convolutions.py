@@ -6,7 +6,8 @@ r"""The two depthwise convolutions of large kernel attention against a dense 3x3
 Large kernel attention convolves each channel on its own with a kernel of 5 and with a dilated one of 7: few
 multiply-adds, but not as little time. Timed are forward and backward of the convolutions alone, on the channels and
 feature maps of a plan for patches of 128 (2-D) or 64 (3-D); the convolutions take turns, medians count. On CUDA the
-types are those of autocast, cuDNN chooses by itself, and "without cuDNN" is torch's own depthwise kernel.
+types are those of autocast, cuDNN chooses by itself, and "without cuDNN" is torch's own depthwise kernel; on the CPU
+"ours" is that of braintum.architectures.blocks.depthwise.
 """
 
 import argparse
@@ -18,6 +19,8 @@ import torch
 from tabulate import tabulate
 from timing import times_in_turns
 from torch import nn
+
+from braintum.architectures.blocks.depthwise import replace_depthwise
 
 STAGES = {2: ((32, 128), (64, 64), (128, 32), (256, 16), (512, 8)), 3: ((32, 64), (64, 32), (128, 16), (256, 8))}
 """Channels and edge of the feature maps, by dimension."""
@@ -66,6 +69,10 @@ def steps(dimension: int, channels: int, image: torch.Tensor) -> dict[str, Calla
         result[name] = step_of(convolution.to(image.device), image, cudnn=True)
         if groups > 1 and image.is_cuda:
             result[f"{name} without cuDNN"] = step_of(convolution, image, cudnn=False)
+        elif groups > 1:
+            ours = nn.Sequential(convolution)
+            replace_depthwise(ours)
+            result[f"{name}, ours"] = step_of(ours, image, cudnn=True)
     return result
 
 
