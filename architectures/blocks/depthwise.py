@@ -98,7 +98,9 @@ def _from_sub_grids(x: torch.Tensor, batch: int, size: Sequence[int], rates: Seq
     interleaved = [axis for i in range(axes) for axis in (axes + 2 + i, i)]
     x = x.permute(axes, axes + 1, *interleaved)
     x = x.reshape(*x.shape[:2], *(x.shape[2 + 2 * i] * x.shape[3 + 2 * i] for i in range(axes)))
-    return x[(slice(None), slice(None), *(slice(edge) for edge in size))]
+    for axis, edge in enumerate(size, start=2):
+        x = x.narrow(axis, 0, edge)
+    return x
 
 
 def _spread(
@@ -109,7 +111,8 @@ def _spread(
         return gradient
     edges = [edge + 2 * pad - k + 1 for edge, pad, k in zip(size, padding, kernel, strict=True)]
     spread = gradient.new_zeros(*gradient.shape[:2], *edges)
-    spread[(slice(None), slice(None), *(slice(None, None, step) for step in stride))] = gradient
+    stepped = (..., *(slice(None, None, step) for step in stride))
+    spread[stepped] = gradient
     return spread
 
 

@@ -234,7 +234,8 @@ class _Cases:
             known = mask != labels.ignore_label if labels.has_ignore_label else np.ones(mask.shape, bool)
             truth = np.stack([np.isin(mask, part) for part in parts]) & known
             found = [found_labels(torch.from_numpy(case.logits), labels.has_regions).numpy() & known for case in cases]
-            agreement += _dice(*found, found[0] | found[1])
+            exact, int8 = found
+            agreement += _dice(exact, int8, exact | int8)
             for number, case in enumerate(cases):
                 dice[number].extend(_dice(found[number], truth, truth))
                 if name in self.classes:
