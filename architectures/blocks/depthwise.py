@@ -111,7 +111,7 @@ def _spread(
         return gradient
     edges = [edge + 2 * pad - k + 1 for edge, pad, k in zip(size, padding, kernel, strict=True)]
     spread = gradient.new_zeros(*gradient.shape[:2], *edges)
-    stepped = (..., *(slice(None, None, step) for step in stride))
+    stepped: tuple[Any, ...] = (..., *(slice(None, None, step) for step in stride))
     spread[stepped] = gradient
     return spread
 
