@@ -90,6 +90,6 @@ for part in "${parts[@]}"; do
         echo "=== $part: FAILED after $((SECONDS - start)) s; its log is $out/log.txt" >&2
     fi
 done
-python "$here/gpu_parts.py" table "$work"
+python "$here/gpu_parts.py" table "$work" || failed+=(table)
 echo "figures are in $work"
 [ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}" >&2 && exit 1; }
