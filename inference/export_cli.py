@@ -72,9 +72,8 @@ def export(argv: list[str] | None = None) -> int:
 
 def _export_float32(args: argparse.Namespace, folder: Path) -> list[Path]:
     """The files; prints how far they are from torch."""
-    from braintum.inference.export.onnx_export import (
-        export_model,  # late: "-h" and a mistyped flag should answer at once
-    )
+    # late: "-h" and a mistyped flag should answer at once
+    from braintum.inference.export.onnx_export import export_model
 
     exported = export_model(folder, args.f, args.chk, args.tolerance, args.o, args.trust_checkpoint)
     outputs = list(exported[0].differences)

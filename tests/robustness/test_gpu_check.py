@@ -10,7 +10,7 @@ import pytest
 from conftest import REPOSITORY
 
 SCRIPT = REPOSITORY / "benchmarks" / "gpu_check.sh"
-PARTS = re.search(r"^PARTS=\((.*?)\)", SCRIPT.read_text(), re.MULTILINE | re.DOTALL)[1].split()  # type: ignore[index]
+PARTS = re.search(r"^PARTS=\((.*?)\)", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[1].split()  # type: ignore[index]
 
 
 def gpu_check(*arguments: str) -> subprocess.CompletedProcess:
@@ -19,7 +19,7 @@ def gpu_check(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_is_described_and_starts_what_is_there(part: str) -> None:
-    source = SCRIPT.read_text()
+    source = SCRIPT.read_text(encoding="utf-8")
     assert re.search(rf"^#  .*\b{part}\b", source, re.MULTILINE)
     body = re.search(rf"^{part}\(\) \{{(.*?)\}}$", source, re.MULTILINE | re.DOTALL)
     assert body is not None
