@@ -134,7 +134,8 @@ def commands(nnunet_folders: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple
             (folder / "BrainTumBr35HPlans.json").write_text(json.dumps({"configurations": {"2d": plan}}))
         elif command[0] == "nnUNetv2_train":
             assert variables["braintum_num_epochs"] == "2"
-            split = "" if variables["braintum_split_by"] == "patient" else "split_by_image"
+            split = variables["braintum_split_by"]
+            split = "" if split == "patient" else f"split_by_{split}"
             model = f"{command[command.index('-tr') + 1]}__{command[command.index('-p') + 1]}__2d"
             folder = Path(variables["nnUNet_results"], split, "Dataset004_Heads", model, "fold_0", "validation")
             if os.environ.get("FAIL"):
@@ -161,12 +162,12 @@ def test_from_planning_to_the_printed_table(commands: Any, capsys: Any, nnunet_f
     assert paper(ARGUMENTS) == 0
     assert [command[0] for command in commands] == [
         "nnUNetv2_plan_and_preprocess",
-        "nnUNetv2_train",
+        *["nnUNetv2_train"] * 2,
         *["braintum_predict"] * 2,
     ]
-    predicted = [Path(command[command.index("-i") + 1]) for command in commands[2:]]
+    predicted = [Path(command[command.index("-i") + 1]) for command in commands[3:]]
     assert predicted == [raw / "imagesTs", raw / "imagesExternal"]
-    assert len({command[command.index("-o") + 1] for command in commands[2:]}) == 2
+    assert len({command[command.index("-o") + 1] for command in commands[3:]}) == 2
     assert commands[0][commands[0].index("-pl") + 1] == "BrainTumPlannerBr35H"
     assert commands[0][commands[0].index("-d") + 1] == "4"  # nnU-Net's planning takes numbers only
     assert "--c" in commands[1]
@@ -175,7 +176,8 @@ def test_from_planning_to_the_printed_table(commands: Any, capsys: Any, nnunet_f
     for expected in (
         "0.02 of the paper's epochs",
         "0.826",
-        "folds by patient",
+        "official split",
+        "folds by group of copies",
         "test part",
         "external part",
         "0.500±0.125",
@@ -190,10 +192,13 @@ def test_goes_on_where_it_stopped(commands: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("FAIL")
     commands.clear()
     assert paper(ARGUMENTS) == 0
-    assert [command[0] for command in commands] == ["nnUNetv2_train", "braintum_predict"]
+    assert [command[0] for command in commands] == [*["nnUNetv2_train"] * 2, "braintum_predict"]
     commands.clear()
     assert paper([*ARGUMENTS, "--splits", "patient", "image"]) == 0
-    assert [command[0] for command in commands] == ["nnUNetv2_train", "braintum_predict"]  # by image; the test again
+    assert [command[0] for command in commands] == [
+        *["nnUNetv2_train"] * 2,
+        "braintum_predict",
+    ]  # the test by the first
 
 
 @pytest.mark.parametrize(

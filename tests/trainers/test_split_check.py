@@ -60,6 +60,13 @@ def test_leak_needs_a_word(dataset: Any, nnunet_folders: Any, monkeypatch: pytes
         split(nnunet_folders, dataset, splits, cases)
     monkeypatch.setenv("braintum_allow_leaks", "1")
     assert split(nnunet_folders, dataset, splits, cases) == (NAMES[4:], NAMES[:4])
+    monkeypatch.delenv("braintum_allow_leaks")
+    monkeypatch.setenv("braintum_split_by", "official")
+    assert split(nnunet_folders, dataset, splits, cases) == (NAMES[4:], NAMES[:4])
+    monkeypatch.setenv("braintum_split_by", "group")
+    folds = [split(nnunet_folders, dataset, splits, cases, fold=fold) for fold in range(5)]
+    assert sorted(name for _, validation in folds for name in validation) == NAMES
+    assert all(len({"case_1", "case_6"} & {*validation}) in (0, 2) for _, validation in folds)
 
 
 def test_fold_that_is_not_there_is_drawn_by_case(dataset: Any, nnunet_folders: Any) -> None:

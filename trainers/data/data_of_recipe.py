@@ -17,7 +17,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from braintum.commands.seams import replaced
 from braintum.conversion.files.atomic import atomic_writes_of
 from braintum.conversion.format.cases import Case, find_cases_file, read_cases
-from braintum.conversion.format.splits import SPLITS_FILE, Splits, read_splits, splits_by_patient
+from braintum.conversion.format.splits import SPLITS_FILE, Splits, patient_splits, read_splits, splits_by_patient
 from braintum.trainers.data.device_batches import AugmentedBatches, device_loader_class
 from braintum.trainers.data.passes import CasesInPasses
 from braintum.trainers.data.seeded_batches import seeded_iterators
@@ -135,8 +135,8 @@ class DataOfRecipe(nnUNetTrainer):
             cases = read_cases(self.cases_file())
         except FileNotFoundError:  # only masks are learned
             cases = {}
-        if self.settings.split_by == "image":
-            return self._split_by_image(cases)
+        if self.settings.split_by in ("image", "group"):
+            return self._drawn_split(cases)
 
         def split(names: list[str], seed: int, n_splits: int) -> Splits:
             return splits_by_patient(names, cases, seed, n_splits) or generate_crossval_split(names, seed, n_splits)
@@ -147,17 +147,26 @@ class DataOfRecipe(nnUNetTrainer):
         if num_splits is not None and int(self.fold) >= num_splits:
             place += f" (not among its {num_splits}: drawn at random, by case)"
         check_known(training, validation, self.dataset_class.get_identifiers(self.preprocessed_dataset_folder), place)
-        if not self.settings.allow_leaks:
+        if self.settings.split_by == "official":
+            self.print_to_log_file(
+                "CONTROL: the data set's own split; copies on both sides make the validation too good"
+            )
+        elif not self.settings.allow_leaks:
             check_leaks(training, validation, cases, place)
         return training, validation
 
-    def _split_by_image(self, cases: Mapping[str, Case]) -> tuple[list[str], list[str]]:
+    def _drawn_split(self, cases: Mapping[str, Case]) -> tuple[list[str], list[str]]:
+        """Of folds that are not the data set's, see ``TrainingSettings.split_by``."""
         self.dataset_class = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)  # as stock
         names = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
-        splits = splits_by_image(names, cases, _SEED_OF_FOLDS, _NUM_FOLDS)
+        kind = self.settings.split_by
+        if kind == "image":
+            splits = splits_by_image(names, cases, _SEED_OF_FOLDS, _NUM_FOLDS)
+            self.print_to_log_file("CONTROL: split by image, patients are on both sides; the validation is too good")
+        else:
+            splits = patient_splits([cases.get(name, Case(name)) for name in names], _NUM_FOLDS, _SEED_OF_FOLDS)
         if int(self.fold) >= len(splits):
-            raise ValueError(f"fold {self.fold}: braintum_split_by=image makes the folds 0 to {len(splits) - 1}")
-        self.print_to_log_file("CONTROL: split by image, patients are on both sides; the validation is too good")
+            raise ValueError(f"fold {self.fold}: braintum_split_by={kind} makes the folds 0 to {len(splits) - 1}")
         return splits[int(self.fold)]["train"], splits[int(self.fold)]["val"]
 
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:

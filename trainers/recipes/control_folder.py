@@ -1,4 +1,4 @@
-"""Where models go that are trained for comparison only, and must not be taken for honest ones."""
+"""Where models go that are trained for comparison only, and must not be taken for the data set's own."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from braintum.trainers.recipes.settings import TrainingSettings
 
 
 def control_folder(folder: str | None, fold: int | str) -> str | None:
-    """The folder of a model; a control's is within ``nnUNet_results/permuted_labels_SEED`` or ``split_by_image``.
+    """The folder of a model; a control's is within ``nnUNet_results/permuted_labels_SEED`` or ``split_by_…``.
 
     nnU-Net's commands find the model with ``nnUNet_results`` set to that folder.
 
@@ -23,7 +23,7 @@ def control_folder(folder: str | None, fold: int | str) -> str | None:
     settings = TrainingSettings.from_environment()
     controls = {
         "braintum_permuted_labels": f"permuted_labels_{settings.permuted_labels}",
-        "braintum_split_by": "split_by_image",
+        "braintum_split_by": f"split_by_{settings.split_by}",
     }
     if settings.permuted_labels is None:
         del controls["braintum_permuted_labels"]

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 TASK_BALANCING = ("fixed", "uncertainty", "pcgrad", "gradnorm")
 """How the two tasks may be balanced; the first is the default."""
 
-SPLIT_BY = ("patient", "image")
+SPLIT_BY = ("patient", "image", "official", "group")
 """What a split may keep together; the first is the default."""
 
 AUGMENTATION = ("default", "gpu", "cpu")
@@ -50,7 +50,10 @@ class TrainingSettings:
             :mod:`braintum.evaluation.results.label_permutation`.
         split_by: ``braintum_split_by``: with ``image`` a control: five folds of single images with equal shares of the
             classes, as papers have them, whatever patient they are of; its validation is too good, and results go to
-            ``nnUNet_results/split_by_image``. By default (``patient``) the folds are those of the data set.
+            ``nnUNet_results/split_by_image``. So with ``official``: the data set's own folds, copies on both sides
+            or not. With ``group`` there are folds by patient and group of copies instead of those, in
+            ``split_by_group``. By default (``patient``) the folds are those of the data set, which have to keep
+            patients and copies on one side.
         allow_leaks: ``braintum_allow_leaks``: at 1, a split with a patient on both sides is trained all the same; its
             validation is too good.
         save_every: ``braintum_save_every``: epochs between two checkpoints to go on from, so what a killed training

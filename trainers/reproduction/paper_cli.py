@@ -11,9 +11,9 @@ from braintum.commands.errors import CommandError
 from braintum.commands.model_arguments import dataset_name, held_out_fold
 from braintum.commands.stages import Stages, duration
 from braintum.conversion.files.atomic import atomic_path
+from braintum.trainers.recipes.settings import SPLIT_BY
 
 _PAPERS = ("000", "001", "002", "003", "004")
-_SPLITS = ("patient", "image")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,9 +40,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--splits",
         nargs="+",
-        choices=_SPLITS,
-        help="how folds are made: those of the data set (patient), or of single images, as some papers do (image); "
-        "default: the first, and both where the paper splits by image",
+        choices=SPLIT_BY,
+        help="how folds are made: those of the data set (patient), the same with copies on both sides (official), "
+        "of single images, as some papers do (image), or by patient and group of copies instead of the data set's "
+        "(group); default: the paper's, and one that keeps patients and copies on one side",
     )
     parser.add_argument("--systems", nargs="+", metavar="NAME", help="of the paper's tables; default: all")
     parser.add_argument("-o", type=Path, metavar="FOLDER", help="default: paper_NUMBER_FRACTION in nnUNet_results")

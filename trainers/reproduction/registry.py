@@ -65,6 +65,15 @@ class SystemOfPaper:
     plans: str | None = None
 
 
+SPLIT_NAMES = {
+    "patient": "folds by patient",
+    "image": "folds by image",
+    "official": "official split",
+    "group": "folds by group of copies",
+}
+"""By ``braintum_split_by``."""
+
+
 @dataclass(frozen=True)
 class Reproduction:
     """A paper as experiments.
@@ -76,7 +85,7 @@ class Reproduction:
         tables: of the paper.
         folds: that the paper trains.
         splits: that say something: by ``patient`` (the folds of the data set) and, where the paper splits so, by
-            ``image``.
+            ``image``; the ``official`` one of a data set with copies on both sides, and by ``group`` of copies.
     """
 
     paper: Paper
@@ -358,6 +367,7 @@ PAPER_004 = Reproduction(
             _rows("U-Net | 0.826 0.74 0.934 0.780 – 0.982"),
         ),
     ),
+    splits=("official", "group"),
 )
 
 REPRODUCTIONS = {each.paper.number: each for each in (PAPER_000, PAPER_001, PAPER_002, PAPER_003, PAPER_004)}

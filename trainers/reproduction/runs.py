@@ -13,7 +13,7 @@ from braintum.conversion.format.label_names import named_labels, whole_tumour
 from braintum.evaluation import api
 from braintum.trainers.recipes.recipe import Recipe
 from braintum.trainers.registered import trainer_named
-from braintum.trainers.reproduction.registry import SystemOfPaper
+from braintum.trainers.reproduction.registry import SPLIT_NAMES, SystemOfPaper
 
 CONFIGURATION = "2d"
 """All papers train on slices."""
@@ -52,7 +52,7 @@ class Run:
 
     def model(self, system: SystemOfPaper, split: str) -> Path:
         """Folder of a model, by how its folds are made."""
-        results = self.out / "split_by_image" if split == "image" else self.out
+        results = self.out if split == "patient" else self.out / f"split_by_{split}"
         return results / self.dataset / f"{system.trainer}__{plans_of(system)[1]}__{CONFIGURATION}"
 
 
@@ -120,7 +120,7 @@ def run_system(run: Run, name: str, system: SystemOfPaper, splits: Sequence[str]
         with stages.stage("evaluate") as stage, stages.logged(f"evaluation of {name}"):
             found = api.evaluate_models(run.model(system, split), folds=run.folds)
             outcomes[split] = _outcome(run, found)
-            stage.outcome = f"{name}, held-out images of folds by {split}"
+            stage.outcome = f"{name}, held-out images, {SPLIT_NAMES[split]}"
     for part, ending in FOLDER_ENDINGS.items():
         if part != "train" and any((run.raw / f"labels{ending}").glob("[!.]*")):
             outcomes[part] = _test(run, name, system, splits[0], stages, part)
@@ -165,7 +165,7 @@ def _train(run: Run, name: str, system: SystemOfPaper, split: str, fold: int, st
             braintum_split_by=split,
             nnUNet_results=str(run.out),
         )
-        stage.outcome = f"{name}, fold {fold} by {split}: {finished()} of {epochs} epochs"
+        stage.outcome = f"{name}, fold {fold}, {SPLIT_NAMES[split]}: {finished()} of {epochs} epochs"
 
 
 def _test(run: Run, name: str, system: SystemOfPaper, split: str, stages: Stages, part: str) -> Outcome:

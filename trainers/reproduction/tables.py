@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
-from braintum.trainers.reproduction.registry import Column, PaperTable, Reproduction
+from braintum.trainers.reproduction.registry import SPLIT_NAMES, Column, PaperTable, Reproduction
 from braintum.trainers.reproduction.runs import Outcome
 
 NOTHING = "–"
-_SOURCES = {"patient": "folds by patient", "image": "folds by image", "test": "test part", "external": "external part"}
+_SOURCES = {**SPLIT_NAMES, "test": "test part", "external": "external part"}
 
 
 def paper_table(table: PaperTable, outcomes: Mapping[str, Mapping[str, Outcome]]) -> list[list[str]]:
