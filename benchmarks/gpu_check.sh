@@ -36,7 +36,7 @@ model=$here/../inference/ready/models/figshare-tumour-types
 
 if [ -n "$dry" ]; then
     flat="-patch 32 32 -batch 1 -n 2" deep="-patch 16 16 16 -batch 1 -channels 4 -n 2"
-    batches="--tiny -n 2 -warmup 1 -workers 1" slices=3 volume="-features 2" rounds=1 memory="-presets BRAINTUMNET"
+    batches="--tiny -n 2 -warmup 1 -workers 1" slices=3 volume="-features 2 -shape 64 96 96" rounds=1 memory="-presets BRAINTUMNET"
     networks="-patch 32 32 -batch 2 -n 1 -tr nnUNetTrainerMultiTask" attention="-repeats 1 -features 32"
     depthwise="-batch 1 -n 1 -dimensions 2"
 else

@@ -49,7 +49,6 @@ OURS = {
 }
 MODES = ("stock", *OURS, "monai")
 DEFAULT_MODES = ("stock", "bulk", "exact")
-_BRATS_SHAPE = (155, 240, 240)
 _NETWORK_TIME = "--network-time"  # this script, called by itself in a process of its own
 _MONAI = "--monai"  # likewise
 
@@ -125,12 +124,13 @@ def main() -> None:
 def add_untrained_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--untrained-3d", action="store_true", help="make model and volume; instead of -m and -i")
     parser.add_argument("-features", type=int, default=32, help="of that model's first stage; default: %(default)s")
+    parser.add_argument("-shape", type=int, nargs=3, default=(155, 240, 240), help="of that volume; default: BraTS'")
 
 
 def complete_input(parser: argparse.ArgumentParser, args: argparse.Namespace, folder: Path) -> None:
     """Make model and volume in a folder if they are asked for, and set ``-m`` and ``-i`` to them."""
     if args.untrained_3d:
-        args.m, args.i = make_model(folder, args.features), make_volume(folder / "volume")
+        args.m, args.i = make_model(folder, args.features), make_volume(folder / "volume", args.shape)
     elif args.m is None or args.i is None:
         parser.error("give -m and -i, or --untrained-3d")
 
@@ -343,15 +343,15 @@ def report(figures: dict[str, Any]) -> None:
         )
 
 
-def make_volume(folder: Path) -> Path:
-    """Four sequences of a volume of BraTS' size and spacing: a bright ball, which is all that is cropped to."""
+def make_volume(folder: Path, shape: Sequence[int]) -> Path:
+    """Four sequences of a volume of BraTS' spacing: a bright ball, which is all that is cropped to."""
     import SimpleITK
 
     folder.mkdir()
-    grid = np.meshgrid(*(np.linspace(-1, 1, edge) for edge in _BRATS_SHAPE), indexing="ij", sparse=True)
+    grid = np.meshgrid(*(np.linspace(-1, 1, edge) for edge in shape), indexing="ij", sparse=True)
     head = sum((axis / extent) ** 2 for axis, extent in zip(grid, (0.9, 0.72, 0.6), strict=True)) < 1
     for channel in range(4):
-        noise = np.random.default_rng(channel).normal(400, 60, _BRATS_SHAPE).clip(1)
+        noise = np.random.default_rng(channel).normal(400, 60, shape).clip(1)
         image = SimpleITK.GetImageFromArray(np.where(head, noise, 0).astype(np.int16))
         SimpleITK.WriteImage(image, str(folder / f"volume_{channel:04d}.nii.gz"))
     return folder
