@@ -195,10 +195,8 @@ def test_goes_on_where_it_stopped(commands: Any, monkeypatch: pytest.MonkeyPatch
     assert [command[0] for command in commands] == [*["nnUNetv2_train"] * 2, "braintum_predict"]
     commands.clear()
     assert paper([*ARGUMENTS, "--splits", "patient", "image"]) == 0
-    assert [command[0] for command in commands] == [
-        *["nnUNetv2_train"] * 2,
-        "braintum_predict",
-    ]  # the test by the first
+    # the test part by the model of the first split
+    assert [command[0] for command in commands] == [*["nnUNetv2_train"] * 2, "braintum_predict"]
 
 
 @pytest.mark.parametrize(

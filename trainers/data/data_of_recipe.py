@@ -1,6 +1,6 @@
 """What our trainers do about data: splits, loaders and augmentation, as a recipe and the settings say."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,8 +16,8 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from braintum.commands.seams import replaced
 from braintum.conversion.files.atomic import atomic_writes_of
-from braintum.conversion.format.cases import Case, find_cases_file, read_cases
-from braintum.conversion.format.splits import SPLITS_FILE, Splits, patient_splits, read_splits, splits_by_patient
+from braintum.conversion.format.cases import find_cases_file, read_cases
+from braintum.conversion.format.splits import SPLITS_FILE, Splits, read_splits, splits_by_patient
 from braintum.trainers.data.device_batches import AugmentedBatches, device_loader_class
 from braintum.trainers.data.passes import CasesInPasses
 from braintum.trainers.data.seeded_batches import seeded_iterators
@@ -135,13 +135,19 @@ class DataOfRecipe(nnUNetTrainer):
             cases = read_cases(self.cases_file())
         except FileNotFoundError:  # only masks are learned
             cases = {}
-        if self.settings.split_by in ("image", "group"):
-            return self._drawn_split(cases)
 
-        def split(names: list[str], seed: int, n_splits: int) -> Splits:
+        def by_image(names: list[str], seed: int, n_splits: int) -> Splits:
+            return splits_by_image(names, cases, seed, n_splits)
+
+        def by_patient(names: list[str], seed: int, n_splits: int) -> Splits:
             return splits_by_patient(names, cases, seed, n_splits) or generate_crossval_split(names, seed, n_splits)
 
-        with atomic_writes_of(stock_module), replaced(stock_module, generate_crossval_split=split):
+        if self.settings.split_by == "image":
+            self.print_to_log_file("CONTROL: split by image, patients are on both sides; the validation is too good")
+            return self._drawn_split(by_image)
+        if self.settings.split_by == "group":
+            return self._drawn_split(by_patient)
+        with atomic_writes_of(stock_module), replaced(stock_module, generate_crossval_split=by_patient):
             training, validation = super().do_split()
         place = f"{file}, fold {self.fold}"
         if num_splits is not None and int(self.fold) >= num_splits:
@@ -149,23 +155,19 @@ class DataOfRecipe(nnUNetTrainer):
         check_known(training, validation, self.dataset_class.get_identifiers(self.preprocessed_dataset_folder), place)
         if self.settings.split_by == "official":
             self.print_to_log_file(
-                "CONTROL: the data set's own split; copies on both sides make the validation too good"
+                "CONTROL: the data set's own split; with copies on both sides the validation is too good"
             )
         elif not self.settings.allow_leaks:
             check_leaks(training, validation, cases, place)
         return training, validation
 
-    def _drawn_split(self, cases: Mapping[str, Case]) -> tuple[list[str], list[str]]:
+    def _drawn_split(self, draw: Callable[[list[str], int, int], Splits]) -> tuple[list[str], list[str]]:
         """Of folds that are not the data set's, see ``TrainingSettings.split_by``."""
         self.dataset_class = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)  # as stock
-        names = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
-        kind = self.settings.split_by
-        if kind == "image":
-            splits = splits_by_image(names, cases, _SEED_OF_FOLDS, _NUM_FOLDS)
-            self.print_to_log_file("CONTROL: split by image, patients are on both sides; the validation is too good")
-        else:
-            splits = patient_splits([cases.get(name, Case(name)) for name in names], _NUM_FOLDS, _SEED_OF_FOLDS)
+        names = sorted(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
+        splits = draw(names, _SEED_OF_FOLDS, _NUM_FOLDS)
         if int(self.fold) >= len(splits):
+            kind = self.settings.split_by
             raise ValueError(f"fold {self.fold}: braintum_split_by={kind} makes the folds 0 to {len(splits) - 1}")
         return splits[int(self.fold)]["train"], splits[int(self.fold)]["val"]
 

@@ -13,7 +13,7 @@ TASK_BALANCING = ("fixed", "uncertainty", "pcgrad", "gradnorm")
 """How the two tasks may be balanced; the first is the default."""
 
 SPLIT_BY = ("patient", "image", "official", "group")
-"""What a split may keep together; the first is the default."""
+"""How folds are made; the first is the default."""
 
 AUGMENTATION = ("default", "gpu", "cpu")
 """Where patches may be augmented; the first is the default."""
