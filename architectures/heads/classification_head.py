@@ -34,27 +34,24 @@ def tumour_probability(segmentation_logits: torch.Tensor, sigmoid_segmentation: 
     return 1 - torch.softmax(logits, 1)[:, :1]
 
 
-def restricted_to_region(
-    segmentation_logits: torch.Tensor, channels: Sequence[int], sigmoid_segmentation: bool
-) -> torch.Tensor:
-    """Logits of which :func:`tumour_probability` is the probability of a part of the tumour.
-
-    A head that is given these instead of the segmentation looks at that part only.
+def part_probabilities(
+    segmentation_logits: torch.Tensor, parts: Sequence[Sequence[int]], sigmoid_segmentation: bool
+) -> list[torch.Tensor]:
+    """Probability of each part of the tumour per voxel, in float32.
 
     Args:
         segmentation_logits: (B, C, [Z,] Y, X), raw.
-        channels: the labels (softmax) or regions (sigmoid) that make up the part.
+        parts: the channels, labels (softmax) or regions (sigmoid), that make up each part.
         sigmoid_segmentation: see :func:`tumour_probability`.
 
     Returns:
-        (B, channels, [Z,] Y, X) for regions, (B, 2, [Z,] Y, X) for labels.
+        (B, 1, [Z,] Y, X) in [0, 1] for each part.
     """
-    if sigmoid_segmentation:
-        return segmentation_logits[:, list(channels)]
     logits = segmentation_logits.float()
-    rest = [channel for channel in range(logits.shape[1]) if channel not in channels]
-    # log-sum-exp of the logits inside and outside: their softmax is the probability of either
-    return torch.stack([logits[:, rest].logsumexp(1), logits[:, list(channels)].logsumexp(1)], 1)
+    if sigmoid_segmentation:
+        return [torch.sigmoid(logits[:, list(channels)]).amax(1, keepdim=True) for channels in parts]
+    probabilities = torch.softmax(logits, 1)
+    return [probabilities[:, list(channels)].sum(1, keepdim=True) for channels in parts]
 
 
 class TumourWeightedClassificationHead(nn.Module):
@@ -76,7 +73,7 @@ class TumourWeightedClassificationHead(nn.Module):
             predicted that mean so becomes the plain one.
     """
 
-    reads_segmentation = True  # so that it can be shown a part of the tumour only
+    reads_segmentation = True  # so that it can be shown a part of the tumour only, see from_probability
 
     def __init__(
         self,
@@ -132,7 +129,18 @@ class TumourWeightedClassificationHead(nn.Module):
         """
         if self.detaches_segmentation:
             segmentation_logits = segmentation_logits.detach()
-        tumour = tumour_probability(segmentation_logits, self.sigmoid_segmentation)
+        return self.from_probability(skips, tumour_probability(segmentation_logits, self.sigmoid_segmentation))
+
+    def from_probability(self, skips: Sequence[torch.Tensor], tumour: torch.Tensor) -> torch.Tensor:
+        """Class logits from what is tumour, all of it or a part.
+
+        Args:
+            skips: as for :meth:`forward`.
+            tumour: (B, 1, [Z,] Y, X), probability at full resolution.
+
+        Returns:
+            (B, num_tumour_classes) in float32.
+        """
         pooled = []
         for features, project in zip(skips[-self.num_stages :], self.seg_layers["project"], strict=True):
             projected = with_dense_gradient(project(features)).float()
@@ -141,7 +149,7 @@ class TumourWeightedClassificationHead(nn.Module):
             projected = projected.flatten(2)  # (B, F, N)
             pooled.append((projected * weight).sum(2) / weight.sum(2))
             pooled.append(projected.mean(2))
-        with torch.autocast(segmentation_logits.device.type, enabled=False):
+        with torch.autocast(tumour.device.type, enabled=False):
             return self.seg_layers["classify"](torch.cat(pooled, 1))
 
     def compute_conv_feature_map_size(self, stage_sizes: Sequence[Sequence[int]]) -> int:

@@ -107,7 +107,7 @@ class TInceptionNet(nn.Module):
         ValueError: fewer than two tumour types.
     """
 
-    reads_segmentation = True  # so that it can be shown a part of the tumour only
+    reads_segmentation = True  # so that it can be shown a part of the tumour only, see from_probability
 
     def __init__(
         self,
@@ -155,7 +155,18 @@ class TInceptionNet(nn.Module):
         Returns:
             (B, num_tumour_classes) in float32.
         """
-        tumour = tumour_probability(segmentation_logits, self.sigmoid_segmentation)
+        return self.from_probability(levels, tumour_probability(segmentation_logits, self.sigmoid_segmentation))
+
+    def from_probability(self, levels: Sequence[torch.Tensor], tumour: torch.Tensor) -> torch.Tensor:
+        """Class logits from what is tumour, all of it or a part.
+
+        Args:
+            levels: as for :meth:`forward`.
+            tumour: (B, 1, [Z,] Y, X), probability at full resolution.
+
+        Returns:
+            (B, num_tumour_classes) in float32.
+        """
         x: torch.Tensor | None = None
         for level, block in zip(levels, self.seg_layers["blocks"], strict=True):
             tumour = average_to(tumour, level.shape[2:])
@@ -163,7 +174,7 @@ class TInceptionNet(nn.Module):
             x = block(gated if x is None else torch.cat((average_to(x, level.shape[2:]), gated), 1))
         weight = (tumour + self.background_weight).flatten(2)  # (B, 1, N)
         pooled = (x.float().flatten(2) * weight).sum(2) / weight.sum(2)  # type: ignore[union-attr]
-        with torch.autocast(segmentation_logits.device.type, enabled=False):
+        with torch.autocast(tumour.device.type, enabled=False):
             return self.seg_layers["classify"](pooled)
 
     def compute_conv_feature_map_size(self, level_sizes: Sequence[Sequence[int]]) -> int:

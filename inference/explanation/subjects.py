@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from braintum.architectures.heads.classification_head import restricted_to_region
-
 
 class ClassLogits(nn.Module):
     """A network of ours as a classifier: (B, C, [Z,] Y, X) to class logits (B, classes).
@@ -56,9 +54,13 @@ class MaskScore(nn.Module):
         self.register_buffer("mask", mask)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits = self.network(x)
-        parts = restricted_to_region(logits, self.channels, self.sigmoid_segmentation).float()
-        odds = parts.amax(1) if self.sigmoid_segmentation else parts[:, 1] - parts[:, 0]
+        logits = self.network(x).float()
+        part = logits[:, self.channels]
+        if self.sigmoid_segmentation:
+            odds = part.amax(1)
+        else:
+            rest = [channel for channel in range(logits.shape[1]) if channel not in self.channels]
+            odds = part.logsumexp(1) - logits[:, rest].logsumexp(1)
         return odds[:, self.mask].mean(1, keepdim=True)
 
 

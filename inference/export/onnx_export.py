@@ -20,7 +20,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from torch import nn
 from torch._dynamo import OptimizedModule
 
-from braintum.architectures.heads.classification_head import restricted_to_region
+from braintum.architectures.heads.classification_head import part_probabilities
 from braintum.architectures.input_channels import num_network_channels
 from braintum.architectures.weights_fingerprint import weights_fingerprint
 from braintum.commands.version import __version__
@@ -97,8 +97,9 @@ class _HeadOfRegions(nn.Module):
         self.sigmoid = sigmoid
 
     def forward(self, features: Any, logits: torch.Tensor) -> torch.Tensor:
-        parts = [restricted_to_region(logits, channels, self.sigmoid) for channels in self.region_channels]
-        return torch.stack([self.head(features, part) for part in (logits, *parts)], 1)
+        parts = part_probabilities(logits, self.region_channels, self.sigmoid)
+        of_parts = [self.head.from_probability(features, part) for part in parts]
+        return torch.stack([self.head(features, logits), *of_parts], 1)
 
 
 def export_model(

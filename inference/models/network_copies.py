@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._dynamo import OptimizedModule
+from torch.nn import functional
 from torch.nn.utils import convert_conv2d_weight_memory_format, convert_conv3d_weight_memory_format
 
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -46,8 +47,18 @@ def use_group_normalisation(network: nn.Module) -> None:
                 setattr(module, name, replacement)
 
 
+class _ChannelNorm(nn.GroupNorm):
+    """Normalises each channel of each image: a group norm, and for one image in bfloat16 the faster batch norm."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalised, the shape of ``x``, (B, C, ...)."""
+        if len(x) == 1 and x.dtype is torch.bfloat16:
+            return functional.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        return super().forward(x)
+
+
 def _group_norm(norm: Any) -> nn.GroupNorm:
-    group_norm = nn.GroupNorm(norm.num_features, norm.num_features, norm.eps, norm.affine)
+    group_norm = _ChannelNorm(norm.num_features, norm.num_features, norm.eps, norm.affine)
     if norm.affine:
         group_norm.weight, group_norm.bias = norm.weight, norm.bias
     return group_norm

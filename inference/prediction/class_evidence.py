@@ -12,7 +12,7 @@ from scipy.special import entr
 from torch import nn
 from torch._dynamo import OptimizedModule
 
-from braintum.architectures.heads.classification_head import restricted_to_region, tumour_probability
+from braintum.architectures.heads.classification_head import part_probabilities, tumour_probability
 from braintum.conversion.format.calibration import at_temperature
 from braintum.inference.prediction.aggregation_modes import AGGREGATION_MODES, AggregationMode
 
@@ -103,9 +103,9 @@ class ClassRecorder:
         finally:
             handle.remove()
         features, logits = given[0]
-        for name, channels in self._region_channels.items():
-            region_logits = restricted_to_region(logits, channels, self._sigmoid_segmentation)
-            self.region_class_logits[name].append(head(features, region_logits).float())
+        parts = part_probabilities(logits, list(self._region_channels.values()), self._sigmoid_segmentation)
+        for name, part in zip(self._region_channels, parts, strict=True):
+            self.region_class_logits[name].append(head.from_probability(features, part).float())
         return segmentation
 
 

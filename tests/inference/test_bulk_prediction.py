@@ -274,6 +274,9 @@ def test_group_norms_equal_instance_norms() -> None:
     torch.testing.assert_close(network.first(x), expected, atol=1e-5, rtol=1e-5)
     volume = torch.randn(1, 6, 4, 5, 6)
     torch.testing.assert_close(network.plain(volume), nn.InstanceNorm3d(6)(volume), atol=1e-5, rtol=1e-5)
+    for count in (1, 2):  # another operation for one image in bfloat16
+        half = network.first[0](x[:count]).bfloat16()
+        torch.testing.assert_close(network.first[1](half), norm(half.float()).bfloat16(), atol=0.02, rtol=0.02)
 
     twin = shared_copy(network)
     assert twin.first is not network.first and twin.first[0].weight is network.first[0].weight

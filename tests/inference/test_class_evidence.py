@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from braintum.architectures.heads.classification_head import restricted_to_region, tumour_probability
+from braintum.architectures.heads.classification_head import part_probabilities, tumour_probability
 from braintum.inference.prediction.class_evidence import ClassRecorder, FoldEvidence, aggregate, mirror_agreement
 
 
@@ -92,7 +92,9 @@ class _Head(torch.nn.Module):
     """Says how probable the tumour is that it is shown."""
 
     def forward(self, features: list[torch.Tensor], segmentation_logits: torch.Tensor) -> torch.Tensor:
-        seen = tumour_probability(segmentation_logits, sigmoid_segmentation=segmentation_logits.shape[1] == 1)
+        return self.from_probability(features, tumour_probability(segmentation_logits, sigmoid_segmentation=False))
+
+    def from_probability(self, features: list[torch.Tensor], seen: torch.Tensor) -> torch.Tensor:
         return torch.stack([seen.flatten(1).mean(1), features[0].flatten(1).sum(1)], 1)
 
 
@@ -124,8 +126,9 @@ def test_parts_of_the_tumour_are_shown_one_by_one() -> None:
 
 def test_region_of_sigmoid_heads() -> None:
     logits = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    shown = tumour_probability(restricted_to_region(logits, [2], True), True)
-    torch.testing.assert_close(shown, torch.sigmoid(logits[:, 2:3]))
+    one, two = part_probabilities(logits, [[2], [0, 1]], sigmoid_segmentation=True)
+    torch.testing.assert_close(one, torch.sigmoid(logits[:, 2:3]))
+    torch.testing.assert_close(two, torch.sigmoid(logits[:, :2]).amax(1, keepdim=True))
 
 
 def test_agreement_of_mirrored_passes_by_hand() -> None:
