@@ -90,6 +90,9 @@ class _OpenVinoSession:
     """Computes in bfloat16 under torch's autocast, else in float32: as the same network of torch would."""
 
     def __init__(self, openvino: Any, file: Path, num_threads: int) -> None:
+        # the bindings fill their tables of types when the first tensor is made; two threads that do wait for ever, one
+        # for the table, the other for Python's lock
+        openvino.Tensor(np.zeros(1, np.float32), shared_memory=True).data.copy()
         self._core = openvino.Core()
         self._model = self._core.read_model(str(file))
         values = (*self._model.inputs, *self._model.outputs)
