@@ -26,7 +26,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--tolerance",
         type=float,
         default=DEFAULT_TOLERANCE,
-        help="largest difference of any logit between onnxruntime and torch; default: %(default)s",
+        help="largest difference of any logit between onnxruntime and torch, as a share of the largest where that is "
+        "above 1; default: %(default)s",
     )
     int8 = parser.add_argument_group("8 bits", "networks in int8, into a model folder of their own")
     int8.add_argument(
