@@ -4,7 +4,7 @@ r"""Time of braintum_predict against nnU-Net's own prediction and others that ru
         [-modes stock bulk exact openvino monai …] [-device cpu] [-o JSON]
     python benchmarks/prediction/against_peers.py --untrained-3d [-features 32] [-n 1]
 
-Whole commands run in turns, in an order that changes from round to round, all with mirroring:
+Whole commands run in turns, in an order that changes from round to round, all with mirroring unless --disable_tta:
 
     stock              nnUNetv2_predict_from_modelfolder (masks only), with its defaults
     bulk, exact        braintum_predict and braintum_predict --exact (masks and classes)
@@ -63,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-n", type=int, default=3, help="rounds; default: %(default)s")
     parser.add_argument("-device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("-modes", nargs="+", default=DEFAULT_MODES, choices=MODES, help="default: %(default)s")
+    parser.add_argument("--disable_tta", action="store_true", help="all without mirroring")
     parser.add_argument("-o", type=Path, metavar="JSON", help="also write the figures there")
     add_untrained_model(parser)
     for option in (_NETWORK_TIME, _MONAI):
@@ -91,6 +92,7 @@ def main() -> None:
         cases = choose(args.i, ending, images, args.slices)
         choose(args.i, ending, single, 1)
         figures: dict[str, Any] = {"cases": len(cases), "folds": len(args.f), "device": args.device}
+        figures["mirroring"] = not args.disable_tta
         for name, source in {"all": images, "single": single}.items():
             if name == "single" and len(cases) == 1:
                 figures[name] = figures["all"]
@@ -144,9 +146,14 @@ def command_of(mode: str, args: argparse.Namespace, source: Path, target: Path) 
         command = [sys.executable, __file__, _MONAI]
     else:
         command = _python("braintum.inference.cli", "main")
+    common += _mirroring(args)
     options = OURS.get(mode, [])
     model = target.parent / "exported" if "--onnx" in options else args.m
     return [*command, *common, "-m", str(model), *options]
+
+
+def _mirroring(args: argparse.Namespace) -> list[str]:
+    return ["--disable_tta"] if args.disable_tta else []
 
 
 def _python(module: str, function: str) -> list[str]:
@@ -186,7 +193,10 @@ def predict_with_monai(args: argparse.Namespace) -> None:
     predictor = _stock_predictor(args)
     folds = predictor.list_of_parameters
     is_volume = len(predictor.configuration_manager.patch_size) == 3
-    mirrors = [[axis + 2 for axis in mirror] for mirror in mirror_axes(predictor.allowed_mirroring_axes)]
+    mirrors = [
+        [axis + 2 for axis in mirror]
+        for mirror in mirror_axes(predictor.allowed_mirroring_axes if predictor.use_mirroring else None)
+    ]
     inferer = SlidingWindowInferer(predictor.configuration_manager.patch_size, overlap=0.5, mode="gaussian")
 
     def averaged(patch: torch.Tensor) -> torch.Tensor:
@@ -214,7 +224,7 @@ def predict_with_monai(args: argparse.Namespace) -> None:
 def network_time_of(args: argparse.Namespace, images: Path, environment: Mapping[str, str] | None = None) -> float:
     """Seconds that nnU-Net's sliding window takes for all images, measured in a process of its own."""
     command = [sys.executable, __file__, _NETWORK_TIME, "-m", str(args.m), "-i", str(images), "-f", *args.f]
-    command += ["-chk", args.chk, "-device", args.device]
+    command += ["-chk", args.chk, "-device", args.device, *_mirroring(args)]
     variables = {**os.environ, **(environment or {})}
     finished = subprocess.run(command, check=True, capture_output=True, text=True, env=variables)
     return json.loads(finished.stdout.splitlines()[-1])
@@ -243,7 +253,10 @@ def _stock_predictor(args: argparse.Namespace) -> Any:
 
     torch.set_num_threads((os.cpu_count() or 1) if args.device == "cpu" else 1)
     predictor = nnUNetPredictor(
-        device=torch.device(args.device), perform_everything_on_device=args.device == "cuda", allow_tqdm=False
+        use_mirroring=not args.disable_tta,
+        device=torch.device(args.device),
+        perform_everything_on_device=args.device == "cuda",
+        allow_tqdm=False,
     )
     folds = tuple(fold if fold == "all" else int(fold) for fold in args.f)
     predictor.initialize_from_trained_model_folder(str(args.m), folds, args.chk)
@@ -312,7 +325,11 @@ def class_agreement(first: Path, second: Path) -> dict[str, float]:
 
 def report(figures: dict[str, Any]) -> None:
     """Print the tables."""
-    print(f"\n{figures['cases']} cases, {figures['folds']} fold(s), {figures['device']}; in brackets: against stock\n")
+    mirroring = "with" if figures["mirroring"] else "without"
+    print(
+        f"\n{figures['cases']} cases, {figures['folds']} fold(s), {figures['device']}, {mirroring} mirroring; in "
+        "brackets: against stock\n"
+    )
     columns = {
         "wall time, s": ("all", "wall"),
         "processor time, s": ("all", "processor"),
