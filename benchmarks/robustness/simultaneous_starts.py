@@ -18,8 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import SimpleITK
-
 _PADDING = 4000
 """Cases of the splits: a file of many blocks takes long enough to be read half-written."""
 
@@ -82,8 +80,6 @@ def start_all(number: int, work: Callable[[bool, Path], None], stock: bool, prep
         if os.fork() == 0:
             fault = ""
             try:
-                # threads that ITK keeps for later are not forked, and would be waited for
-                SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
                 time.sleep(max(0, moment - time.time()))
                 work(stock, preprocessed)
             except BaseException as error:

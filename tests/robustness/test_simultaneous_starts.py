@@ -24,6 +24,7 @@ def test_first_trainings_write_the_splits() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough  # where pytest has run much before, a forked process waited for ever in compression, once
 def test_preprocessing(nnunet_folders: Any) -> None:
     from simultaneous_starts import count_preprocessing_failures
 
